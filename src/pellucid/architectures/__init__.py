@@ -1,0 +1,1 @@
+"""Architectures: every public function of this package's modules builds a `Network`."""

@@ -1,0 +1,80 @@
+"""A convolution whose input gradient is fast where libraries neglect it: few input channels, and strides.
+
+Training never needs the gradient in the first layer's input, so CPU libraries have no quick path for it; an attack
+needs little else. Same values to rounding, differentiable any number of times.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.grad import conv2d_weight
+
+FEW_CHANNELS = 3
+
+
+class Conv2d(nn.Conv2d):
+    """`nn.Conv2d` with the fast input gradient on CPUs; elsewhere, and where it has no fast path, the ordinary one."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        quick = (
+            input.device.type == "cpu"
+            and input.dtype == self.weight.dtype
+            and not torch.is_autocast_enabled("cpu")
+            and self.groups == 1
+            and self.dilation == (1, 1)
+            and self.padding_mode == "zeros"
+            and not isinstance(self.padding, str)
+            and (self.in_channels <= FEW_CHANNELS or self.stride != (1, 1))
+            and torch.is_grad_enabled()
+        )
+        if not quick:
+            return super().forward(input)
+        return _Convolution.apply(input, self.weight, self.bias, self.stride, self.padding)
+
+
+class _Convolution(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        stride: tuple[int, int],
+        padding: tuple[int, int],
+    ) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.stride, ctx.padding, ctx.size = stride, padding, x.shape[2:]
+        return F.conv2d(x, weight, bias, stride, padding)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (gradient,) = gradients
+        x, weight = ctx.saved_tensors
+        in_x = _input_gradient(gradient, weight, ctx) if ctx.needs_input_grad[0] else None
+        in_weight = None
+        if ctx.needs_input_grad[1]:
+            in_weight = conv2d_weight(x, tuple(weight.shape), gradient, stride=ctx.stride, padding=ctx.padding)
+        in_bias = gradient.sum((0, 2, 3)) if ctx.needs_input_grad[2] else None
+        return in_x, in_weight, in_bias, None, None
+
+
+def _input_gradient(gradient: Tensor, weight: Tensor, ctx: Any) -> Tensor:
+    size, kernel, stride, padding = ctx.size, weight.shape[2:], ctx.stride, ctx.padding
+    if weight.shape[1] <= FEW_CHANNELS:  # one matrix product, then overlapping patches are added up
+        patches = weight.flatten(1).t() @ gradient.flatten(2)
+        return F.fold(patches, size, kernel, padding=padding, stride=stride)
+    extra = [
+        size[axis] - ((gradient.shape[2 + axis] - 1) * stride[axis] - 2 * padding[axis] + kernel[axis])
+        for axis in (0, 1)
+    ]
+    channels_last = torch.channels_last
+    # Back to the ordinary layout at once: the next layer's mask is slow on mixed ones.
+    return F.conv_transpose2d(
+        gradient.contiguous(memory_format=channels_last),
+        weight.contiguous(memory_format=channels_last),
+        stride=stride,
+        padding=padding,
+        output_padding=extra,
+    ).contiguous()

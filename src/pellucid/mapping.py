@@ -1,0 +1,26 @@
+"""Logits and maps together: where the maps are CAMs, both come out of one forward pass."""
+
+import torch
+from torch import nn
+
+from pellucid.interpreters.activations import cam
+from pellucid.network import Network
+from pellucid.types import Classes, Images, Interpreter, Logits, Maps
+
+
+def logits_and_maps(model: nn.Module, x: Images, classes: Classes, interpreter: Interpreter) -> tuple[Logits, Maps]:
+    """`(f(x), L(x, classes))`; for CAM of a `Network` the logits are the sums of the maps."""
+    if interpreter is cam and isinstance(model, Network):
+        everything = model.class_maps(x)
+        rows = classes[:, :, None, None].expand(-1, -1, *everything.shape[2:])
+        return everything.sum((2, 3)), everything.gather(1, rows)
+    return model(x), interpreter(model, x, classes)
+
+
+def logits_and_all_maps(model: nn.Module, x: Images, interpreter: Interpreter) -> tuple[Logits, Maps]:
+    """`(f(x), L(x, every class))`."""
+    if interpreter is cam and isinstance(model, Network):
+        maps = model.class_maps(x)
+        return maps.sum((2, 3)), maps
+    logits = model(x)
+    return logits, interpreter(model, x, torch.arange(logits.shape[1], device=x.device).expand(len(x), -1))

@@ -1,0 +1,119 @@
+"""Measures per image: `[b]`, never reduced. The caller averages, and says over whom."""
+
+from typing import Literal
+
+import numpy as np
+import scipy.stats
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pellucid.network import frozen
+from pellucid.types import Images, Labels, Logits, Maps, Mask, PerExample
+
+SIGN_TENSOR_LIMIT = 64  # values per map: above it, sorting (scipy) beats the d x d tensor of signs
+SIGN_TENSOR_VALUES = 1 << 22
+
+
+def correct(logits: Logits, y: Labels) -> Mask:
+    """`argmax_j f_j = y`."""
+    return logits.argmax(1) == y
+
+
+def margin(logits: Logits, y: Labels) -> PerExample:
+    """`f_y - max_{j≠y} f_j`, in logits; negative where another class wins."""
+    own = logits.gather(1, y[:, None])[:, 0]
+    return own - logits.scatter(1, y[:, None], -torch.inf).amax(1)
+
+
+def discrepancy(maps: Maps, other: Float[Tensor, "b m *map"], *, p: int = 1, squared: bool = False) -> PerExample:
+    """`D = (1/|C|) Σ_{i in C} ‖L(x, i) - L(x', i)‖_p` over the m classes of the maps, p in {1, 2}.
+
+    `squared` takes `‖·‖_2²`, as the authors' code does in attacks. Source: Boopathy et al. 2020, eqs. 3 and 4.
+    """
+    delta = (maps - other).flatten(2)
+    per_class = (delta**2).sum(2) if squared and p == 2 else _norm(delta, p)
+    return per_class.mean(1)
+
+
+def weighted_discrepancy(
+    maps: Maps,
+    attacked: Float[Tensor, "b m *map"],
+    logits_attacked: Float[Tensor, "b m"],
+    y: Labels,
+    *,
+    reading: Literal["as_written", "as_coded"] = "as_written",
+    detach_weights: bool = False,
+) -> PerExample:
+    """Boopathy et al. 2020, eq. 8, over maps of all classes: the label-free, worst-case-weighted discrepancy.
+
+    As written, `½ ‖ΔL_t‖_1 + ½ Σ_{i≠t} softmax(f(x'))_i ‖ΔL_i‖_1`. As coded, `‖ΔL_t‖_1 + Σ_{i≠t} w_i ‖ΔL_i‖_1` with
+    w the softmax renormalised over `i≠t`, on maps not divided by their u positions. The gradient flows through the
+    weights, as in both, unless `detach_weights`.
+    """
+    distances = (maps - attacked).flatten(2).abs().sum(2)  # [b m]
+    own = F.one_hot(y, distances.shape[1]).to(torch.bool)
+    as_coded = reading == "as_coded"
+    # The softmax over i≠t alone *is* the renormalised one, without dividing by what may underflow to zero.
+    scores = logits_attacked.masked_fill(own, -torch.inf) if as_coded else logits_attacked
+    weights = scores.softmax(1)
+    weights = weights.detach() if detach_weights else weights
+    total = torch.where(own, distances, weights * distances).sum(1)
+    return total * (maps[0, 0].numel() if as_coded else 0.5)
+
+
+def proposition_1_bound(logits: Logits, t: Labels, t_attacked: Labels) -> PerExample:
+    """`½ (f_t(x) - f_t'(x))`: for a complete interpreter no successful attack t -> t' has a smaller `D_{2,l1}`.
+
+    Source: Boopathy et al. 2020, Proposition 1 (eq. 5).
+    """
+    return (logits.gather(1, t[:, None]) - logits.gather(1, t_attacked[:, None]))[:, 0] / 2
+
+
+def input_gradient_norm(model: nn.Module, x: Images, y: Labels) -> PerExample:
+    """`‖∂ CE(f(x), y) / ∂x‖_2`, the model in eval mode. Exactly 0 where the gradient underflows."""
+    with frozen(model), torch.enable_grad():
+        at = x.detach().requires_grad_()
+        loss = F.cross_entropy(model(at), y, reduction="sum")
+        (gradient,) = torch.autograd.grad(loss, at)
+    return gradient.flatten(1).norm(dim=1)
+
+
+def top_k_overlap(maps: Float[Tensor, "n d"], other: Float[Tensor, "n d"], *, k: int) -> Float[Tensor, " n"]:
+    """`|top_k(a) ∩ top_k(b)| / k`, the share of the k largest values two maps have in common, in [0, 1].
+
+    Ties are broken by position, lowest first. Source: Ghorbani et al. 2019.
+    """
+    k = min(k, maps.shape[1])
+    one, two = (
+        torch.zeros_like(m).scatter(1, m.argsort(dim=1, descending=True, stable=True)[:, :k], 1.0)
+        for m in (maps, other)
+    )
+    return (one * two).sum(1) / k
+
+
+def kendall_tau(maps: Float[Tensor, "n d"], other: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
+    """Kendall's tau-b of each pair of rows: `(P - Q) / sqrt((P + Q + T) (P + Q + U))`, ties exact, in [-1, 1].
+
+    NaN where a map is constant, as scipy has it. Up to 64 values by the d x d tensor of signs, in chunks;
+    above that by scipy's sort. Equal to `scipy.stats.kendalltau` to 1e-6. Source: Kendall 1945.
+    """
+    n, d = maps.shape
+    if d > SIGN_TENSOR_LIMIT:
+        pairs = zip(maps.detach().cpu().numpy(), other.detach().cpu().numpy(), strict=True)
+        with np.errstate(invalid="ignore"):
+            taus = np.array([scipy.stats.kendalltau(a, b)[0] for a, b in pairs])
+        return torch.as_tensor(taus, dtype=maps.dtype, device=maps.device)
+    chunk = max(1, SIGN_TENSOR_VALUES // max(1, d * d))
+    return torch.cat([_tau_by_signs(maps[i : i + chunk], other[i : i + chunk]) for i in range(0, n, chunk)])
+
+
+def _tau_by_signs(maps: Float[Tensor, "n d"], other: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
+    one, two = ((m[:, :, None] - m[:, None, :]).sign().flatten(1) for m in (maps, other))
+    # Counts of up to d² <= 4096 signs are exact in fp32.
+    return (one * two).sum(1) / ((one**2).sum(1) * (two**2).sum(1)).sqrt()
+
+
+def _norm(delta: Float[Tensor, "b m d"], p: int) -> Float[Tensor, "b m"]:
+    return delta.abs().sum(2) if p == 1 else delta.norm(dim=2)

@@ -1,0 +1,225 @@
+"""Networks: the classifier every room works on, how to take a foreign one apart, and how to hold one still.
+
+`Network` = normalise -> trunk -> average pool -> linear head. Where the trunk ends in a convolution, that
+convolution, the pooling and the head are one linear map: `Network` folds them, exactly and differentiably.
+"""
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple, TypeVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pellucid.errors import PellucidError
+from pellucid.types import Images, Logits
+
+ClassMaps = Float[Tensor, "b classes h w"]
+Features = Float[Tensor, "b k h w"]
+Model = TypeVar("Model", bound=nn.Module)
+
+
+class Normalise(nn.Module):
+    """`(x - mean) / std` per channel: the network's own first layer, so that attacks speak pixels."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+        super().__init__()
+        if len(mean) != len(std) or min(std) <= 0:
+            raise PellucidError(f"mean {mean} and std {std} must have one entry per channel, every std > 0")
+        self.register_buffer("mean", torch.tensor(mean).reshape(-1, 1, 1))
+        self.register_buffer("std", torch.tensor(std).reshape(-1, 1, 1))
+
+    def forward(self, x: Images) -> Images:
+        return (x - self.mean) / self.std
+
+
+class Tail(NamedTuple):
+    """The folded convolution, average pool and head: one kernel for the maps, one matrix for the logits."""
+
+    kernel: Float[Tensor, "classes k kh kw"]
+    bias: Float[Tensor, " classes"]
+    matrix: Float[Tensor, "classes k h w"] | None
+
+
+class Network(nn.Module):
+    """normalise -> trunk -> average pool over the u positions -> linear head: `f_c(x) = Σ_i CAM_c(x)_i`."""
+
+    def __init__(self, trunk: nn.Module, head: nn.Linear, *, normalise: nn.Module | None = None) -> None:
+        super().__init__()
+        self.normalise = normalise or nn.Identity()
+        self.trunk = trunk
+        self.head = head
+        self.biased = any(name == "bias" for name, _ in head.named_parameters())
+        self._held: dict[tuple[int, int] | None, Tail] | None = None
+
+    def features(self, x: Images) -> Features:
+        """The last feature maps A, before pooling."""
+        return self.trunk(self.normalise(x))
+
+    def forward(self, x: Images) -> Logits:
+        if not self.folds:
+            return self.head(self.features(x).mean((2, 3)))
+        stem = self._stem(x)
+        tail = self._tail((stem.shape[2], stem.shape[3]))
+        assert tail.matrix is not None
+        return F.linear(stem.flatten(1), tail.matrix.flatten(1), tail.bias)
+
+    def class_maps(self, x: Images) -> ClassMaps:
+        """Class activation maps of all classes in one pass: `CAM_c = (1/u) (Σ_k w_k^c A_k + bias_c)`.
+
+        Summed over their u positions they are the logits, exactly (Boopathy et al. 2020, eq. 1).
+        """
+        if not self.folds:
+            a = self.features(x)
+            maps = torch.einsum("ck,bkhw->bchw", self.head.weight, a)
+            return (maps + self._head_bias()[:, None, None]) / (a.shape[2] * a.shape[3])
+        stem = self._stem(x)
+        tail = self._tail(None)
+        last = self._last()
+        maps = F.conv2d(stem, tail.kernel, tail.bias, last.stride, last.padding, last.dilation)
+        return maps / (maps.shape[2] * maps.shape[3])
+
+    @property
+    def folds(self) -> bool:
+        """Whether convolution, average pool and head are one linear map. See `why_not_folded`."""
+        return why_not_folded(self) is None
+
+    def _last(self) -> nn.Conv2d:
+        assert isinstance(self.trunk, nn.Sequential)
+        last = self.trunk[-1]
+        assert isinstance(last, nn.Conv2d)
+        return last
+
+    def _stem(self, x: Images) -> Features:
+        assert isinstance(self.trunk, nn.Sequential)
+        x = self.normalise(x)
+        for module in list(self.trunk)[:-1]:
+            x = module(x)
+        return x
+
+    def _head_bias(self) -> Float[Tensor, " classes"]:
+        return self.head.bias if self.biased else self.head.weight.new_zeros(len(self.head.weight))
+
+    def _logit_bias(self) -> Float[Tensor, " classes"]:
+        inner = self._last().bias
+        return self._head_bias() if inner is None else self._head_bias() + self.head.weight @ inner
+
+    def _tail(self, size: tuple[int, int] | None) -> Tail:
+        if self._held is None:
+            return self._fold(size)
+        if size not in self._held:
+            with torch.no_grad():
+                self._held[size] = self._fold(size)
+        return self._held[size]
+
+    def _fold(self, size: tuple[int, int] | None) -> Tail:
+        """Fold the head into the last convolution; with a size, the pooled map's matrix as well."""
+        last = self._last()
+        with torch.autocast(last.weight.device.type, enabled=False):
+            kernel = torch.einsum("ck,kixy->cixy", self.head.weight, last.weight)
+            matrix = None if size is None else _pooled(kernel, last, size)
+            return Tail(kernel, self._logit_bias(), matrix)
+
+
+def _pooled(
+    kernel: Float[Tensor, "classes k kh kw"], conv: nn.Conv2d, size: tuple[int, int]
+) -> Float[Tensor, "classes k h w"]:
+    """The average over positions of a convolution, as a matrix on its input: the adjoint of the average.
+
+    Each input position collects the kernel taps that reach it: taps (y + pad - dilation·t) / stride must be an
+    output position. That is a product of a row and a column indicator, so it is two small matrix products.
+    """
+    reach = [
+        _reach(
+            size[axis],
+            kernel.shape[2 + axis],
+            int(conv.stride[axis]),
+            int(conv.padding[axis]),
+            conv.dilation[axis],
+        )
+        for axis in (0, 1)
+    ]
+    (rows, heights), (columns, widths) = reach
+    rows, columns = rows.to(kernel), columns.to(kernel)
+    return torch.einsum("ckts,ht,ws->ckhw", kernel, rows, columns) / (heights * widths)
+
+
+def _reach(size: int, taps: int, stride: int, padding: int, dilation: int) -> tuple[Tensor, int]:
+    """Which tap meets which input position at some output position, `[size taps]`, and how many outputs."""
+    outputs = (size + 2 * padding - dilation * (taps - 1) - 1) // stride + 1
+    position = torch.arange(size)[:, None] + padding - dilation * torch.arange(taps)[None, :]
+    reached = (position % stride == 0) & (position >= 0) & (position < outputs * stride)
+    return reached.float(), outputs
+
+
+def why_not_folded(network: Network) -> str | None:
+    """Why the tail of a network is not one linear map, or None where it is (and therefore folded)."""
+    trunk = network.trunk
+    if not isinstance(trunk, nn.Sequential) or len(trunk) == 0:
+        return "the trunk is not a plain sequence of layers"
+    last = trunk[-1]
+    if not isinstance(last, nn.Conv2d):
+        return f"a {type(last).__name__} stands between the last convolution and the average pool"
+    if last.groups != 1 or last.padding_mode != "zeros" or isinstance(last.padding, str):
+        return "the last convolution is grouped, or not padded with a number of zeros"
+    if last._forward_hooks or last._forward_pre_hooks or network.head._forward_hooks:
+        return "a hook watches the last convolution or the head"
+    return None
+
+
+@contextmanager
+def frozen(model: Model) -> Iterator[Model]:
+    """Hold a model still: eval mode, no parameter gradients, folded tails computed once.
+
+    The only place that changes mode or `requires_grad`. Every submodule's own flag is restored exactly,
+    on errors too, so that a BatchNorm frozen inside a training network stays frozen.
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    holders = [(module, module._held) for module in model.modules() if isinstance(module, Network)]
+    try:
+        for module, _ in modes:
+            module.training = False
+        for parameter, _ in flags:
+            parameter.requires_grad_(False)
+        for module, held in holders:
+            module._held = {} if held is None else held
+        yield model
+    finally:
+        for module, mode in modes:
+            module.training = mode
+        for parameter, flag in flags:
+            parameter.requires_grad_(flag)
+        for module, held in holders:
+            module._held = held
+
+
+def softplus(model: Model, *, beta: float = 1.0) -> Model:
+    """A copy of the model that shares every parameter, its ReLUs replaced by `log(1 + exp(beta x)) / beta`.
+
+    The surrogate through which gradient maps of ReLU networks are attacked, since the curvature of a ReLU
+    network is zero almost everywhere (Dombrowski et al. 2019). The larger beta, the closer to the ReLU:
+    they differ by at most `log(2) / beta` at each unit. Raises where no `nn.ReLU` module is found.
+    """
+    shared = {id(tensor): tensor for tensor in [*model.parameters(), *model.buffers()]}
+    twin = copy.deepcopy(model, shared)
+    parents = [
+        (parent, name)
+        for parent in twin.modules()
+        for name, child in parent.named_children()
+        if isinstance(child, nn.ReLU)
+    ]
+    if not parents:
+        raise PellucidError(
+            "softplus surrogate: the model holds no nn.ReLU module to replace; if it calls F.relu in forward, "
+            "use nn.ReLU modules instead"
+        )
+    for parent, name in parents:
+        setattr(parent, name, nn.Softplus(beta=beta))
+    return twin

@@ -1,0 +1,192 @@
+"""Names to functions: discovery by convention, and specifications such as `pgd(ball=Linf(8/255), steps=40)`.
+
+A public function defined in a module of a family's package belongs to the family: nothing else to register.
+A specification is parsed with `ast`, never evaluated: names, calls, numbers, strings, arithmetic.
+"""
+
+import ast
+import dataclasses
+import difflib
+import importlib
+import inspect
+import operator
+import pkgutil
+from collections.abc import Callable
+from functools import cache, partial
+from types import MappingProxyType, ModuleType
+from typing import Any
+
+from pellucid import balls, schedules
+from pellucid.errors import PellucidError
+
+FAMILIES = ("attacks", "interpreters", "objectives", "architectures")
+
+_OPERATORS: dict[type, Any] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: operator.truediv,
+    ast.USub: operator.neg,
+}
+
+
+@cache
+def public(family: str) -> MappingProxyType[str, Callable[..., Any]]:
+    """`{name: function}` of every public function of a family. The trailing underscore of `int_` is not in the name."""
+    if family not in FAMILIES:
+        raise PellucidError(f"no family {family!r}: there are {', '.join(FAMILIES)}")
+    package = importlib.import_module(f"pellucid.{family}")
+    found: dict[str, Callable[..., Any]] = {}
+    for info in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
+        found |= {name.rstrip("_"): f for name, f in _functions(importlib.import_module(info.name))}
+    return MappingProxyType(dict(sorted(found.items())))
+
+
+def _functions(module: ModuleType) -> list[tuple[str, Callable[..., Any]]]:
+    return [
+        (name, f)
+        for name, f in inspect.getmembers(module, inspect.isfunction)
+        if f.__module__ == module.__name__ and not name.startswith("_")
+    ]
+
+
+@cache
+def _values() -> MappingProxyType[str, Callable[..., Any]]:
+    """What a specification calls at once, as against binds: balls and schedules."""
+    return MappingProxyType(
+        {
+            name: value
+            for module in (balls, schedules)
+            for name, value in inspect.getmembers(module, inspect.isclass)
+            if dataclasses.is_dataclass(value)
+        }
+    )
+
+
+def parse(spec: str, family: str) -> Callable[..., Any]:
+    """The function that a specification names, its options bound: a `functools.partial`, or the function itself."""
+    try:
+        tree = ast.parse(spec.strip(), mode="eval").body
+    except SyntaxError as error:
+        raise PellucidError(
+            f"cannot read the specification {spec!r} ({error.msg}): write NAME or NAME(option=value, ...)"
+        ) from None
+    name = tree.func if isinstance(tree, ast.Call) else tree
+    if not isinstance(name, ast.Name):
+        raise PellucidError(f"{spec!r} names no function: write NAME or NAME(option=value, ...)")
+    function = _lookup(name.id, public(family), f"{family[:-1]}")
+    return _bind(function, tree) if isinstance(tree, ast.Call) else function
+
+
+def _lookup(name: str, known: MappingProxyType[str, Callable[..., Any]], kind: str) -> Callable[..., Any]:
+    if name in known:
+        return known[name]
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    raise PellucidError(f"no {kind} is called {name!r}: {hint}there are {', '.join(known)}")
+
+
+def _bind(function: Callable[..., Any], call: ast.Call) -> Callable[..., Any]:
+    """Bind keyword options, and positional ones to the keyword-only parameters in their order."""
+    name = getattr(function, "__name__", str(function)).rstrip("_")
+    options = [p.name for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    options = [option for option in options if option not in ("generator", "step")]
+    if len(call.args) > len(options):
+        raise PellucidError(f"{name}() takes at most {len(options)} options: {', '.join(options)}")
+    bound = {option: _value(node) for option, node in zip(options, call.args, strict=False)}
+    for keyword in call.keywords:
+        if keyword.arg not in options:
+            close = difflib.get_close_matches(keyword.arg or "", options, n=1, cutoff=0.5)
+            hint = f"did you mean {close[0]!r}? " if close else ""
+            raise PellucidError(f"{name}() has no option {keyword.arg!r}: {hint}it has {', '.join(options)}")
+        if keyword.arg in bound:
+            raise PellucidError(f"{name}() was given {keyword.arg!r} twice")
+        bound[keyword.arg] = _value(keyword.value)
+    missing = [
+        p.name
+        for p in inspect.signature(function).parameters.values()
+        if p.kind is p.KEYWORD_ONLY and p.default is p.empty and p.name not in bound and p.name in options
+    ]
+    if missing:
+        raise PellucidError(f"{name}() needs {', '.join(missing)}")
+    return partial(function, **bound)
+
+
+def _value(node: ast.expr) -> Any:
+    match node:
+        case ast.Constant(value=value):
+            return value
+        case ast.BinOp(left=left, op=op, right=right) if type(op) in _OPERATORS:
+            return _arithmetic(_OPERATORS[type(op)], _value(left), _value(right))
+        case ast.UnaryOp(op=ast.USub() as op, operand=operand):
+            return _arithmetic(_OPERATORS[type(op)], _value(operand))
+        case ast.Tuple(elts=elements) | ast.List(elts=elements):
+            return tuple(_value(element) for element in elements)
+        case ast.Name(id=name):
+            return _lookup(name, _everything(), "function or value")
+        case ast.Call(func=ast.Name(id=name)) if name in _values():
+            return _construct(name, node)
+        case ast.Call(func=ast.Name(id=name)):
+            return _bind(_lookup(name, _everything(), "function or value"), node)
+        case _:
+            raise PellucidError(
+                f"{ast.unparse(node)!r} is not a number, a string, a tuple, a name or NAME(option=value)"
+            )
+
+
+def _arithmetic(op: Callable[..., float], *numbers: Any) -> float:
+    if not all(isinstance(n, int | float) for n in numbers):
+        raise PellucidError(f"arithmetic needs numbers, got {', '.join(map(repr, numbers))}")
+    try:
+        return op(*numbers)
+    except ZeroDivisionError:
+        raise PellucidError(f"division by zero in {numbers[0]!r} / 0") from None
+
+
+def _construct(name: str, call: ast.Call) -> Any:
+    values = [_value(a) for a in call.args]
+    options = {k.arg: _value(k.value) for k in call.keywords if k.arg}
+    try:
+        return _values()[name](*values, **options)
+    except TypeError as error:
+        raise PellucidError(f"{ast.unparse(call)}: {error}") from None
+
+
+@cache
+def _everything() -> MappingProxyType[str, Callable[..., Any]]:
+    everything: dict[str, Callable[..., Any]] = {}
+    for family in FAMILIES:
+        everything |= public(family)
+    return MappingProxyType(everything | dict(_values()))
+
+
+def describe(bound: object) -> str:
+    """The specification of a bound function or value, such that `parse(describe(f))` binds the same."""
+    if isinstance(bound, partial):
+        options = ", ".join(f"{name}={describe(value)}" for name, value in bound.keywords.items())
+        return f"{describe(bound.func)}({options})"
+    if inspect.isfunction(bound):
+        return bound.__name__.rstrip("_")
+    if dataclasses.is_dataclass(bound) and not isinstance(bound, type):
+        fields = [(f.name, describe(getattr(bound, f.name))) for f in dataclasses.fields(bound)]
+        options = fields[0][1] if len(fields) == 1 else ", ".join(f"{name}={value}" for name, value in fields)
+        return f"{type(bound).__name__}({options})"
+    if isinstance(bound, float):
+        return _number(bound)
+    if isinstance(bound, tuple):
+        return f"({', '.join(map(describe, bound))}{',' if len(bound) == 1 else ''})"
+    return repr(bound)
+
+
+def _number(value: float) -> str:
+    """Pixel fractions read better as fractions: 8/255 as against 0.03137254901960784."""
+    steps = value * 255
+    if value and abs(value) < 0.5 and len(repr(value)) > 8 and abs(steps - round(steps)) < 1e-9:
+        return f"{round(steps)}/255"
+    return repr(value)
+
+
+def option(bound: Callable[..., Any], name: str) -> Any:
+    """The value that a bound function would use for an option, or None where it has no such option."""
+    parameter = inspect.signature(bound).parameters.get(name)
+    return None if parameter is None or parameter.default is parameter.empty else parameter.default

@@ -1,0 +1,55 @@
+"""Schedules: values that depend on the training step, as immutable values that know their own specification."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+Schedule = float | Callable[[int], float]
+
+
+def at(schedule: Schedule, step: int) -> float:
+    """The value of a schedule, or of a plain number, at a step."""
+    return schedule(step) if callable(schedule) else float(schedule)
+
+
+def _share(step: int, first: int, last: int) -> float:
+    """How far a step lies between two others, in [0, 1]."""
+    return min(1.0, max(0.0, (step - first) / max(1, last - first)))
+
+
+@dataclass(frozen=True)
+class Ramp:
+    """Linear from `start` at step `first` to `end` at step `last`; constant outside."""
+
+    start: float
+    end: float
+    first: int
+    last: int
+
+    def __call__(self, step: int) -> float:
+        return self.start + (self.end - self.start) * _share(step, self.first, self.last)
+
+
+@dataclass(frozen=True)
+class Cosine:
+    """Half a cosine wave from `start` at step `first` to `end` at step `last`; constant outside."""
+
+    start: float
+    end: float
+    first: int
+    last: int
+
+    def __call__(self, step: int) -> float:
+        share = (1 - math.cos(math.pi * _share(step, self.first, self.last))) / 2
+        return self.start + (self.end - self.start) * share
+
+
+@dataclass(frozen=True)
+class Steps:
+    """`values[i]` from step `at[i - 1]` on: `Steps((1e-3, 1e-4), (40_000,))`."""
+
+    values: tuple[float, ...]
+    at: tuple[int, ...]
+
+    def __call__(self, step: int) -> float:
+        return self.values[sum(step >= boundary for boundary in self.at)]
