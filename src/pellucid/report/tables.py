@@ -1,0 +1,46 @@
+"""An audit as text: one Markdown table, aligned, so that it reads well in a terminal too."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from pellucid.report import words
+
+
+def markdown(audit: Mapping[str, Any]) -> str:
+    """Rows are measurements with their 95 % intervals, columns are models; a line below says what they bound."""
+    models = audit["models"]
+    rows = [["", *(words.shorten(_plain(model["name"]), 32) for model in models)]]
+    rows.append(["clean accuracy", *(words.rate(model["clean"]) for model in models)])
+    for eps in words.radii(audit, "robust"):
+        entries = [words.at_radius(model.get("robust"), eps) for model in models]
+        rows.append([f"robust, eps {words.radius(eps)}", *(words.rate(entry) for entry in entries)])
+    for eps in words.radii(audit, "aai"):
+        entries = [words.at_radius(model.get("aai"), eps) for model in models]
+        rows.append([f"explanation tau, eps {words.radius(eps)}", *(words.tau(entry) for entry in entries)])
+    rows.append(["masking checks", *(_checks(model) for model in models)])
+    data = audit["data"]
+    about = f"{_plain(data['name'])} ({_plain(data['split'])}), n = {data['n']}, 95 % intervals. "
+    bound = "Robust accuracy is what one attack leaves: an upper bound."
+    return f"{_aligned(rows)}\n\n{about}{bound}\n"
+
+
+def _checks(model: Mapping[str, Any]) -> str:
+    failed = [_plain(check["name"]) for check in words.failures(model)]
+    if failed:
+        return f"FAIL: {', '.join(failed)}"
+    undecided = sum(check["verdict"] == "undecided" for check in model.get("checks") or [])
+    passed = len(model.get("checks") or []) - undecided
+    return f"{passed} passed" + (f", {undecided} undecided" if undecided else "") if passed + undecided else "not run"
+
+
+def _plain(text: str) -> str:
+    """`text` on one line with nothing that Markdown would take for a cell, a tag or a control sequence."""
+    printable = "".join(c if c.isprintable() else " " for c in str(text))
+    return " ".join(printable.replace("|", "/").replace("<", "‹").replace(">", "›").split())
+
+
+def _aligned(rows: list[list[str]]) -> str:
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = [f"| {' | '.join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))} |" for row in rows]
+    lines.insert(1, f"|{'|'.join('-' * (width + 2) for width in widths)}|")
+    return "\n".join(lines)

@@ -1,0 +1,127 @@
+"""Numbers as words: one way to write a rate, an interval, a radius and a rank correlation; never the word "nan"."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+ABSENT = "not measured"
+NO_SURVIVOR = "no image kept its class"
+_SPACE = "\u00a0"  # no line break between a figure and its unit
+
+_SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+
+
+def number(value: Any) -> float | None:
+    """`value` as a finite float, or None where it is missing, NaN or infinite."""
+    if value is None or isinstance(value, str) or not math.isfinite(value):
+        return None
+    return float(value)
+
+
+def percent(value: Any) -> str:
+    """0.775 -> "77.5 %"."""
+    finite = number(value)
+    return ABSENT if finite is None else f"{100 * finite:.1f}{_SPACE}%"
+
+
+def points(value: Any) -> str:
+    """A difference of two rates in percentage points, signed: 0.7 -> "+70.0"."""
+    finite = number(value)
+    return ABSENT if finite is None else f"{100 * finite:+.1f}".replace("-", "−")
+
+
+def decimal(value: Any, *, digits: int = 2) -> str:
+    """A number with a fixed count of decimals and a true minus sign."""
+    finite = number(value)
+    return ABSENT if finite is None else f"{finite:.{digits}f}".replace("-", "−")
+
+
+def significant(value: Any) -> str:
+    """A number of unknown magnitude with three significant digits."""
+    finite = number(value)
+    if finite is None:
+        return ABSENT
+    digits, _, exponent = f"{finite:.3g}".partition("e")
+    power = f" × 10{str(int(exponent)).translate(_SUPERSCRIPT)}" if exponent else ""
+    return digits.replace("-", "−") + power
+
+
+def radius(eps: float) -> str:
+    """A radius as people write it: 0.3 stays 0.3, 0.0313725 becomes 8/255."""
+    levels = eps * 255
+    if abs(eps - round(eps, 2)) > 1e-9 and abs(levels - round(levels)) < 1e-4:
+        return f"{round(levels)}/255"
+    return f"{eps:.4g}"
+
+
+def axis(ball: str) -> str:
+    """What a radius measures in this kind of ball, for the x axis of a curve."""
+    return "largest change of a pixel, ε" if ball == "Linf" else f"size of the change, ε ({ball})"
+
+
+def allowed(ball: str, eps: float) -> str:
+    """What an attack of this radius may do, in a subordinate clause."""
+    if ball == "Linf":
+        return f"allowed to change every pixel by up to {radius(eps)} of the way from black to white"
+    return f"allowed a change of size {radius(eps)} ({ball})"
+
+
+def rate_interval(rate: Mapping[str, Any]) -> str:
+    """The interval of a rate in per cent, "[71.0–83.0]", or nothing where it is unknown."""
+    low, high = number(rate.get("low")), number(rate.get("high"))
+    return "" if low is None or high is None else f"[{100 * low:.1f}–{100 * high:.1f}]"
+
+
+def rate(value: Mapping[str, Any] | None) -> str:
+    """A rate with its interval: "77.5 % [71.0–83.0]"."""
+    return ABSENT if value is None else f"{percent(value.get('value'))} {rate_interval(value)}".strip()
+
+
+def tau_interval(entry: Mapping[str, Any]) -> str:
+    """The interval of a rank correlation, "[0.88, 0.93]" (a comma: a dash would read as a minus)."""
+    low, high = number(entry.get("low")), number(entry.get("high"))
+    return "" if low is None or high is None else f"[{decimal(low)}, {decimal(high)}]"
+
+
+def tau(entry: Mapping[str, Any] | None) -> str:
+    """A rank correlation with its interval, or the reason why there is none."""
+    if entry is None:
+        return ABSENT
+    if number(entry.get("tau")) is None:
+        return NO_SURVIVOR
+    return f"{decimal(entry['tau'])} {tau_interval(entry)}".strip()
+
+
+def count(value: int) -> str:
+    """An integer with thin spaces between thousands: 1 663 370."""
+    return f"{value:,}".replace(",", "\u202f")
+
+
+def plural(value: int, noun: str) -> str:
+    """ "1 image", "2 images"."""
+    return f"{count(value)}{_SPACE}{noun}{'' if value == 1 else 's'}"
+
+
+def shorten(text: str, limit: int) -> str:
+    """At most `limit` characters, the middle replaced by an ellipsis: both ends of a file name tell."""
+    if len(text) <= limit:
+        return text
+    tail = (limit - 1) // 3
+    return f"{text[: limit - 1 - tail]}…{text[len(text) - tail :]}"
+
+
+def at_radius(entries: list[dict[str, Any]] | None, eps: float | None) -> dict[str, Any] | None:
+    """The entry measured at radius `eps`, None where there is none."""
+    if eps is None:
+        return None
+    return next((entry for entry in entries or [] if math.isclose(entry["eps"], eps, rel_tol=1e-6)), None)
+
+
+def radii(audit: Mapping[str, Any], field: str = "robust") -> list[float]:
+    """Every radius at which some model has an entry in `field` ("robust" or "aai"), ascending."""
+    return sorted({float(entry["eps"]) for model in audit["models"] for entry in model.get(field) or []})
+
+
+def failures(model: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The masking checks that `model` fails."""
+    return [check for check in model.get("checks") or [] if check["verdict"] == "fail"]
