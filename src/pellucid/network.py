@@ -17,8 +17,8 @@ from torch.nn import functional as F
 from pellucid.errors import PellucidError
 from pellucid.types import Images, Logits
 
-ClassMaps = Float[Tensor, "b classes h w"]
-Features = Float[Tensor, "b k h w"]
+ClassMaps = Float[Tensor, "b classes hm wm"]
+Features = Float[Tensor, "b k hm wm"]
 Model = TypeVar("Model", bound=nn.Module)
 
 

@@ -11,13 +11,16 @@ import importlib
 import inspect
 import operator
 import pkgutil
+import typing
 from collections.abc import Callable
 from functools import cache, partial
 from types import MappingProxyType, ModuleType
-from typing import Any
+from typing import Any, Literal
 
 from pellucid import balls, schedules
 from pellucid.errors import PellucidError
+
+LONGEST = 2000  # characters of a specification: far above any real one, far below what nests too deep
 
 FAMILIES = ("attacks", "interpreters", "objectives", "architectures")
 
@@ -65,17 +68,28 @@ def _values() -> MappingProxyType[str, Callable[..., Any]]:
 
 def parse(spec: str, family: str) -> Callable[..., Any]:
     """The function that a specification names, its options bound: a `functools.partial`, or the function itself."""
-    try:
-        tree = ast.parse(spec.strip(), mode="eval").body
-    except SyntaxError as error:
-        raise PellucidError(
-            f"cannot read the specification {spec!r} ({error.msg}): write NAME or NAME(option=value, ...)"
-        ) from None
+    tree = _read(spec)
     name = tree.func if isinstance(tree, ast.Call) else tree
     if not isinstance(name, ast.Name):
         raise PellucidError(f"{spec!r} names no function: write NAME or NAME(option=value, ...)")
     function = _lookup(name.id, public(family), f"{family[:-1]}")
     return _bind(function, tree) if isinstance(tree, ast.Call) else function
+
+
+def value(spec: str) -> Any:
+    """What a specification of a value means: a number, a tuple, a ball, a schedule."""
+    return _value(_read(spec))
+
+
+def _read(spec: str) -> ast.expr:
+    if len(spec) > LONGEST:
+        raise PellucidError(f"the specification {spec[:40]!r}... has {len(spec)} characters: at most {LONGEST}")
+    try:
+        return ast.parse(spec.strip(), mode="eval").body
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        raise PellucidError(
+            f"cannot read the specification {spec!r} ({error}): write NAME or NAME(option=value, ...)"
+        ) from None
 
 
 def _lookup(name: str, known: MappingProxyType[str, Callable[..., Any]], kind: str) -> Callable[..., Any]:
@@ -109,7 +123,37 @@ def _bind(function: Callable[..., Any], call: ast.Call) -> Callable[..., Any]:
     ]
     if missing:
         raise PellucidError(f"{name}() needs {', '.join(missing)}")
+    for option, given in bound.items():
+        _check_option(name, inspect.signature(function).parameters[option], given)
     return partial(function, **bound)
+
+
+def _check_option(name: str, parameter: inspect.Parameter, given: Any) -> None:
+    """A wrong kind of value is said here, by name, and not deep inside an attack."""
+    choices = typing.get_args(parameter.annotation) if typing.get_origin(parameter.annotation) is Literal else ()
+    if choices and given not in choices:
+        raise PellucidError(f"{name}({parameter.name}={given!r}): choose one of {', '.join(map(repr, choices))}")
+    kinds = _kinds(parameter.default)
+    if kinds and not isinstance(given, kinds):
+        wanted = describe(parameter.default)
+        raise PellucidError(f"{name}({parameter.name}={describe(given)}): wants the kind of value that {wanted} is")
+
+
+def _kinds(default: Any) -> tuple[Any, ...]:
+    """The types that may stand for a default, or none where anything may (as for None)."""
+    match default:
+        case bool():
+            return (bool,)
+        case int():
+            return (int,)
+        case float():
+            return (int, float, Callable)
+        case str():
+            return (str,)
+        case balls.Ball():
+            return (balls.Ball,)
+        case _:
+            return (Callable,) if callable(default) and not isinstance(default, type) else ()
 
 
 def _value(node: ast.expr) -> Any:
@@ -190,3 +234,8 @@ def option(bound: Callable[..., Any], name: str) -> Any:
     """The value that a bound function would use for an option, or None where it has no such option."""
     parameter = inspect.signature(bound).parameters.get(name)
     return None if parameter is None or parameter.default is parameter.empty else parameter.default
+
+
+def draws(bound: Callable[..., Any]) -> bool:
+    """Whether a function takes a generator: whether anything about it is random."""
+    return "generator" in inspect.signature(bound).parameters

@@ -11,6 +11,11 @@ from pellucid.types import Generator, Images, Mask, PerExample
 Loss = Callable[[Images], PerExample | tuple[PerExample, PerExample]]
 
 
+def select(mask: Mask, yes: Images, no: Images) -> Images:
+    """Per image, `yes` where the mask holds and `no` elsewhere."""
+    return torch.where(mask[:, None, None, None], yes, no)
+
+
 def ascend(
     loss: Loss,
     x: Images,
@@ -62,7 +67,7 @@ def _better(x: Images, score: PerExample, best: Images, best_score: PerExample |
     if best_score is None:
         return x, score
     better = score > best_score
-    return torch.where(per_image(better, x) > 0, x, best), torch.where(better, score, best_score)
+    return select(better, x, best), torch.where(better, score, best_score)
 
 
 def bisect(
@@ -84,7 +89,7 @@ def bisect(
     for _ in range(steps):
         middle = (low + smallest) / 2
         tried, success = attempt(middle)
-        images = torch.where(per_image(success & found, images) > 0, tried, images)
+        images = select(success & found, tried, images)
         low = torch.where(success, low, middle)
         smallest = torch.where(success & found, middle, smallest)
     return images, smallest, found

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 from pellucid.balls import Ball, Linf, Radius
 from pellucid.metrics import margin
 from pellucid.network import frozen
-from pellucid.search import Loss, ascend
+from pellucid.search import Loss, ascend, select
 from pellucid.types import Generator, Images, Labels
 
 
@@ -85,4 +85,4 @@ def _stronger(loss: Loss, challenger: Images, champion: Images) -> Images:
     """Per image, the one of higher score."""
     with torch.no_grad():
         better = torch.as_tensor(loss(challenger)[1] > loss(champion)[1])
-    return torch.where(better[:, None, None, None], challenger, champion)
+    return select(better, challenger, champion)

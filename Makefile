@@ -1,0 +1,43 @@
+# Two commands need nothing but Python 3.11+, make and a compiler: `make demo` and `make test`.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+WORKERS ?= 2
+
+.PHONY: demo test test-slow check bench clean
+
+demo: $(VENV)/.installed
+	$(BIN)/pellucid demo
+
+test: $(VENV)/.installed-dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) -m "not slow and not gpu"
+
+# Minutes to hours: the published networks, the training runs on MNIST.
+test-slow: $(VENV)/.installed-dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) -m "slow and not gpu"
+
+check: $(VENV)/.installed-dev
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+	$(BIN)/pyright
+
+bench: $(VENV)/.installed-dev
+	$(BIN)/python benchmarks/attacks.py
+
+$(VENV)/bin/python:
+	$(PYTHON) -c 'import sys; sys.exit("Pellucid needs Python 3.11 or newer" if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(PIP) --editable .
+	touch $@
+
+# torchattacks declares torchvision and captum an old NumPy; neither needs what it declares.
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(PIP) --editable '.[dev,crosscheck]'
+	$(PIP) --no-deps torchattacks captum
+	touch $@
+
+clean:
+	rm -rf $(VENV) runs build dist

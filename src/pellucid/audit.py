@@ -1,0 +1,132 @@
+"""An audit from end to end: rows, checks, figures, gallery, and the files they become."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import save
+from torch import Tensor
+
+from pellucid import registry
+from pellucid.checks import CHECKS_ALONE, masking_checks
+from pellucid.data import ImageSet
+from pellucid.gallery import choose, gallery
+from pellucid.protocol import Protocol, Subject, measure, measurements
+from pellucid.report.html import build
+from pellucid.results import concatenate, run_facts, write_json, write_rows
+from pellucid.summary import compare, figures, survivors
+from pellucid.weights import write_atomically
+
+Tick = Callable[[int], None]
+
+NOTES = (
+    "Robust accuracy counts every image: one that was wrong before the attack is lost.",
+    "An image that fell at a smaller radius counts as fallen at every larger one: its adversarial image is there too.",
+    "Whatever an attack returned was checked against its ball and the box, and classified again, in fp32.",
+)
+
+
+@dataclass(frozen=True)
+class Audit:
+    """What an audit found: figures (JSON-able) and the arrays of its gallery."""
+
+    figures: dict[str, Any]
+    pictures: dict[str, np.ndarray] = field(repr=False)
+
+
+def total_work(subjects: list[Subject], n: int, protocol: Protocol) -> int:
+    """How many image-measurements an audit makes: the length of its progress bar."""
+    checks = CHECKS_ALONE + len(subjects) - 1
+    return sum(n * len(measurements(protocol, maps=s.has_cam)) + min(n, 200) * checks for s in subjects)
+
+
+def run_audit(
+    subjects: list[Subject],
+    images: ImageSet,
+    indices: Tensor,
+    protocol: Protocol,
+    out: Path,
+    *,
+    title: str,
+    data: dict[str, Any],
+    device: str = "cpu",
+    tick: Tick | None = None,
+) -> Audit:
+    """Audit classifiers side by side and write `report.html`, `audit.json`, `rows.parquet`, `run.json` into `out`.
+
+    Finished chunks are kept in `out/cells`: the same audit, started again, goes on where it was interrupted and ends
+    with the same figures. `audit.json` and `rows.parquet` hold nothing that varies from run to run; `run.json` does.
+    """
+    started, now = time.monotonic(), datetime.now(UTC).isoformat(timespec="seconds")
+    cells = out / "cells"
+    rows = {s.name: measure(s, images, indices, protocol, cells=cells, tick=tick) for s in subjects}
+    models = []
+    for subject in subjects:
+        others = {o.name: o.model for o in subjects if o is not subject}
+        eps = _telling_radius(rows[subject.name], protocol)
+        checks = masking_checks(
+            subject.model,
+            others,
+            images,
+            indices,
+            rows[subject.name],
+            protocol.attack,
+            eps,
+            protocol.seed,
+            cells=cells,
+            tick=tick,
+        )
+        models.append(figures(subject, rows[subject.name], protocol, checks))
+    entries, pictures = gallery(subjects, images, indices, choose(rows, protocol.gallery_images), protocol)
+    found = {
+        "title": title,
+        "data": data | {"n": len(indices), "classes": list(images.class_names), "shape": list(images.shape)},
+        "protocol": _described(protocol),
+        "models": models,
+        "gallery": entries,
+        "comparison": compare(rows, protocol),
+    }
+    facts = run_facts(started=now, seconds=time.monotonic() - started, device=device)
+    write_rows(out / "rows.parquet", _long(rows))
+    write_atomically(out / "gallery.safetensors", save({k: np.ascontiguousarray(v) for k, v in pictures.items()}))
+    write_json(out / "audit.json", found)
+    write_json(out / "run.json", facts)
+    write_atomically(out / "report.html", build(found, pictures, facts).encode())
+    return Audit(found, pictures)
+
+
+def _telling_radius(rows: dict, protocol: Protocol) -> float:
+    """The radius where the robust accuracy is nearest to half of the clean one: there checks can tell."""
+    standing = survivors(rows, protocol.eps)
+    half = rows["clean", 0.0]["correct"].mean() / 2
+    return min(protocol.eps, key=lambda eps: abs(standing[eps].mean() - half))
+
+
+def _described(protocol: Protocol) -> dict[str, Any]:
+    ball = registry.option(protocol.attack, "ball")
+    return {
+        "seed": protocol.seed,
+        "ball": type(ball).__name__,
+        "eps": list(protocol.eps),
+        "gallery_eps": protocol.gallery_eps,
+        "attack": registry.describe(protocol.attack),
+        "aai": registry.describe(protocol.aai),
+        "reading": registry.option(protocol.aai, "reading"),
+        "precision": "fp32",
+        "notes": list(NOTES),
+    }
+
+
+def _long(rows: dict[str, dict[tuple[str, float], dict[str, np.ndarray]]]) -> dict[str, np.ndarray]:
+    """All rows as one long table, with the model, the measurement and its radius beside each."""
+    parts = []
+    for model, found in rows.items():
+        for (what, eps), part in found.items():
+            n = len(part["index"])
+            named = {"model": np.array([model] * n), "measurement": np.array([what] * n), "eps": np.full(n, eps)}
+            parts.append(named | part)
+    return concatenate(parts)

@@ -1,0 +1,165 @@
+"""Masking checks: signs that a robust accuracy is owed to gradients that mislead, not to robustness.
+
+Athalye et al. 2018 and Carlini et al. 2019 list them. Each compares two attacks on the same images by an exact
+sign test, and can fail: a failed check says that the robust accuracy is not to be trusted.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from scipy.stats import binomtest
+from torch import Tensor, nn
+
+from pellucid import registry
+from pellucid.attacks.gradient import fgsm, pgd
+from pellucid.balls import Ball, Linf
+from pellucid.data import ImageSet
+from pellucid.evaluation import Measurement, evaluate
+from pellucid.metrics import margin
+from pellucid.network import frozen
+from pellucid.results import Rows, model_digest, wilson
+from pellucid.search import select
+from pellucid.types import Attack, Generator, Images, Labels
+
+SIGNIFICANCE = 0.05
+DRAWS = 20  # random perturbations per image
+CHECKS_ALONE = 5  # measurements that the checks of one model add, beside one per other model
+IMAGES = 200  # at most so many images are checked
+UNDERFLOW_SHARE = 0.05  # a larger share of exactly zero gradients fails
+
+Verdict = Literal["pass", "fail", "undecided"]
+
+
+@dataclass(frozen=True)
+class Check:
+    """One check: its verdict, the figures behind it, why it matters, and what to do about a failure."""
+
+    name: str
+    verdict: Verdict
+    detail: str
+    why: str
+    remedy: str
+
+
+def masking_checks(
+    model: nn.Module,
+    others: Mapping[str, nn.Module],
+    images: ImageSet,
+    indices: Tensor,
+    rows: Mapping[tuple[str, float], Rows],
+    attack: Attack,
+    eps: float,
+    seed: int,
+    *,
+    cells: Path | None = None,
+    tick: Callable[[int], None] | None = None,
+) -> list[Check]:
+    """All checks of one model at one radius. `rows` holds what the audit measured already."""
+    indices = indices[:IMAGES]
+    run = partial(evaluate, model, images, indices, seed=seed, cells=cells, tick=tick)
+    ball = registry.option(attack, "ball")
+    ball = (ball if isinstance(ball, Ball) else Linf(0.0)).resized(eps)
+    stands = {key: found["correct"][: len(indices)] for key, found in rows.items()}
+    strong = stands["attack", eps] & stands["clean", 0.0]
+    few, many = (run(Measurement(partial(pgd, ball=ball, steps=n)))["correct"] for n in (10, 100))
+    single = run(Measurement(partial(fgsm, ball=ball)))["correct"]
+    noisy = run(Measurement(partial(random_noise, ball=ball)))["correct"]
+    # All pixels free: an Linf ball of radius 1 holds every image.
+    unbounded = run(Measurement(partial(pgd, ball=Linf(1.0), steps=100)))["correct"]
+    made = [
+        _compared("more steps never help the defender", many, few, "100 steps", "10 steps", eps, _WHY_STEPS),
+        _compared("one step does not beat many", strong, single, "the attack", "one step", eps, _WHY_SINGLE),
+        _compared("random noise does not beat gradients", strong, noisy, "the attack", "noise", eps, _WHY_NOISE),
+        _reaches_zero(unbounded),
+        _underflow(rows["clean", 0.0]["gradient_norm"]),
+    ]
+    for name, other in others.items():
+        carried = run(Measurement(partial(transfer, source=Surrogate(name, other), ball=ball)))["correct"]
+        title = f"transfer from {name} does not beat the direct attack"
+        made.append(_compared(title, strong, carried, "the attack", "transfer", eps, _WHY_TRANSFER))
+    return made
+
+
+def random_noise(
+    model: nn.Module, x: Images, y: Labels, *, ball: Ball = Linf(0.3), draws: int = DRAWS, generator: Generator = None
+) -> Images:
+    """Per image the most harmful (smallest margin) of some uniform draws from the ball: an attack without gradients."""
+    best, best_margin = x, torch.full((len(x),), torch.inf, dtype=x.dtype, device=x.device)
+    with frozen(model), torch.no_grad():
+        for _ in range(draws):
+            tried = ball.sample(x, generator).clamp(0, 1)
+            found = margin(model(tried), y)
+            better = found < best_margin
+            best = select(better, tried, best)
+            best_margin = torch.where(better, found, best_margin)
+    return best
+
+
+@dataclass(frozen=True)
+class Surrogate:
+    """The network that transferred images are made on, with a name that stays the same from run to run."""
+
+    name: str
+    model: nn.Module
+
+    def __repr__(self) -> str:
+        return f"{self.name}@{model_digest(self.model)[:12]}"  # names the rows made with it: other weights, other rows
+
+
+def transfer(
+    model: nn.Module, x: Images, y: Labels, *, source: Surrogate, ball: Ball = Linf(0.3), generator: Generator = None
+) -> Images:
+    """PGD images of another network."""
+    del model
+    return pgd(source.model, x, y, ball=ball, steps=40, generator=generator)
+
+
+_WHY_STEPS = "A longer search can only find more; where it finds less, the search is stuck or the gradient is noise."
+_WHY_SINGLE = "One step that beats many means the loss surface misleads the iterated attack."
+_WHY_NOISE = "Blind noise that beats a gradient attack means the gradients point nowhere."
+_WHY_TRANSFER = "Images made on another network that beat the direct attack mean its own gradients are useless."
+_REMEDY = "Read the robust accuracy as unproven: attack without gradients, with a margin loss, or from other networks."
+
+
+def _compared(
+    name: str, stronger: np.ndarray, weaker: np.ndarray, strong_name: str, weak_name: str, eps: float, why: str
+) -> Check:
+    """Fails where the attack that ought to be weaker broke significantly more images (exact sign test)."""
+    only_weak, only_strong = int((stronger & ~weaker).sum()), int((~stronger & weaker).sum())
+    p = float(binomtest(only_weak, only_weak + only_strong, 0.5, alternative="greater").pvalue) if only_weak else 1.0
+    verdict: Verdict = "fail" if p < SIGNIFICANCE else "pass"
+    detail = (
+        f"at eps {eps:.4g}, accuracy {stronger.mean():.3f} under {strong_name}, {weaker.mean():.3f} under {weak_name}; "
+        f"{only_weak} images only {weak_name} broke, {only_strong} only {strong_name} "
+        f"(n = {len(stronger)}, p = {p:.2g})"
+    )
+    return Check(name, verdict, detail, why, _REMEDY)
+
+
+def _reaches_zero(correct: np.ndarray) -> Check:
+    count, n = int(correct.sum()), len(correct)
+    low, _ = wilson(count, n)
+    verdict: Verdict = "pass" if count <= 0.01 * n else ("fail" if low > 0.01 else "undecided")
+    return Check(
+        "an unbounded attack reaches zero",
+        verdict,
+        f"with every pixel free to take any value in [0, 1], {count} of {n} images withstood 100 steps",
+        "With no bound any image can be turned into any other: whatever still withstands shows the attack fails.",
+        _REMEDY,
+    )
+
+
+def _underflow(norms: np.ndarray) -> Check:
+    zero = int((norms == 0).sum())
+    return Check(
+        "gradients do not underflow",
+        "fail" if zero > UNDERFLOW_SHARE * len(norms) else "pass",
+        f"the input gradient of the cross-entropy is exactly zero for {zero} of {len(norms)} images",
+        "A confident network's loss gradient can round to zero: gradient attacks then leave the image as it was.",
+        "Attack with a margin loss or in log space: these images were not attacked at all.",
+    )

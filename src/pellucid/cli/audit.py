@@ -1,0 +1,105 @@
+"""pellucid audit"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from pellucid.cli.common import (
+    DataOption,
+    DeviceOption,
+    ImagesOption,
+    JsonOption,
+    MeanOption,
+    SeedOption,
+    SplitOption,
+    StdOption,
+    WeightsOption,
+    err,
+    examples,
+    numbers,
+    open_images,
+    open_subject,
+    out,
+    print_json,
+    progress,
+)
+from pellucid.errors import PellucidError
+
+if TYPE_CHECKING:
+    from pellucid.protocol import Subject
+
+EPILOGUE = examples(
+    "pellucid audit --model runs/a --data digits --out runs/a-audit",
+    "pellucid audit --model runs/a --model runs/b --data mnist --images first:1000 --eps 0.1,0.2,0.3 --out runs/ab",
+    "pellucid audit --model nets.py:build --weights mine.safetensors --data photos/ --eps 2/255,8/255 --out runs/c",
+)
+
+
+def audit(
+    model: Annotated[list[str], typer.Option(help="As for `pellucid attack`; more than once to compare.")],
+    data: DataOption,
+    out_folder: Annotated[Path, typer.Option("--out", help="report.html, audit.json, rows.parquet, run.json.")],
+    images: ImagesOption = "200",
+    split: SplitOption = "test",
+    weights: WeightsOption = None,
+    eps: Annotated[
+        str, typer.Option(help="Radii, as 0.1,0.2 or 2/255,8/255; default: a ladder fit for the data.")
+    ] = "",
+    attack: Annotated[str, typer.Option(help="The attack on the prediction; its ball is set to each eps.")] = "",
+    aai: Annotated[str, typer.Option(help="The attack on the interpretation; likewise.")] = "",
+    seed: SeedOption = 0,
+    device: DeviceOption = "cpu",
+    mean: MeanOption = "",
+    std: StdOption = "",
+    json_: JsonOption = False,
+) -> None:
+    """Judge classifiers: robustness, robustness of the explanation, signs of masked gradients. One page, one JSON.
+
+    Interrupted? The same command goes on where it stopped.
+    """
+    from pellucid import registry
+    from pellucid.audit import run_audit, total_work
+    from pellucid.protocol import DEFAULT_AAI, DEFAULT_ATTACK, Protocol, default_ladder
+    from pellucid.report.tables import markdown
+
+    found, indices = open_images(data, split, images, seed)
+    subjects = _named([open_subject(m, weights, found, device=device, mean=mean, std=std) for m in model])
+    protocol = Protocol(
+        eps=_ladder(eps) or default_ladder(found.shape[0]),
+        attack=registry.parse(attack, "attacks") if attack else DEFAULT_ATTACK,
+        aai=registry.parse(aai, "attacks") if aai else DEFAULT_AAI,
+        seed=seed,
+    )
+    with progress("auditing", total_work(subjects, len(indices), protocol), quiet=json_) as tick:
+        done = run_audit(
+            subjects,
+            found,
+            indices,
+            protocol,
+            out_folder,
+            title=f"{' · '.join(s.name for s in subjects)} on {data}",
+            data={"name": data, "split": split, "images": images},
+            device=device,
+            tick=tick,
+        )
+    if json_:
+        print_json(done.figures)
+    else:
+        out.print(markdown(done.figures), markup=False, highlight=False)
+        err.print(f"[bold]{out_folder / 'report.html'}[/]")
+
+
+def _ladder(text: str) -> tuple[float, ...] | None:
+    given = numbers(text)
+    if given is not None and not all(0 < e <= 1 for e in given):
+        raise PellucidError(f"--eps {text}: every radius must lie in (0, 1], in units of images in [0, 1]")
+    return tuple(sorted(set(given))) if given else None
+
+
+def _named(subjects: list["Subject"]) -> list["Subject"]:
+    """Names that tell the models apart."""
+    from dataclasses import replace
+
+    names = [s.name for s in subjects]
+    return [s if names.count(s.name) == 1 else replace(s, name=f"{s.name} ({i + 1})") for i, s in enumerate(subjects)]

@@ -1,0 +1,131 @@
+"""What the commands share: their options, opening models and data, progress, and printing."""
+
+import json
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from pellucid.errors import PellucidError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from pellucid.data import ImageSet
+    from pellucid.protocol import Subject
+
+ModelOption = Annotated[
+    str,
+    typer.Option(
+        "--model",
+        help="A .safetensors file, a training run's folder, an architecture (with --weights), or your own code as "
+        "package.module:function or file.py:function.",
+    ),
+]
+WeightsOption = Annotated[Path | None, typer.Option(help="Weights for --model: .safetensors, or a plain state dict.")]
+DataOption = Annotated[
+    str, typer.Option("--data", help="A name (see `pellucid data list`), a folder of images, a Parquet file, a hub id.")
+]
+SplitOption = Annotated[str, typer.Option(help="Which split of the data.")]
+ImagesOption = Annotated[
+    str, typer.Option("--images", help="all, a count (a seeded sample), first:N, or boopathy200 (the papers' 200).")
+]
+SeedOption = Annotated[int, typer.Option(help="Seed of everything random.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
+DeviceOption = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps.")]
+MeanOption = Annotated[
+    str, typer.Option(help="Channel means your own --model expects its images normalised by: .5,.5,.5")
+]
+StdOption = Annotated[str, typer.Option(help="Channel standard deviations, as --mean.")]
+
+err = Console(stderr=True)
+out = Console()
+
+
+def examples(*lines: str) -> str:
+    """A help epilogue: each example on a line of its own."""
+    return "**Examples**\n\n" + "\n\n".join(f"`{line}`" for line in lines)
+
+
+def print_json(value: Mapping[str, Any]) -> None:
+    """One JSON object; a number that is not finite becomes null."""
+    from pellucid.results import finite
+
+    sys.stdout.write(json.dumps(finite(value), ensure_ascii=False) + "\n")
+
+
+@contextmanager
+def progress(description: str, total: int, *, quiet: bool = False) -> Iterator[Any]:
+    """A bar with the time left, on a terminal; nothing elsewhere. Yields `advance(count, note="")`."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    with Progress(*columns, console=err, disable=quiet or not err.is_terminal) as bar:
+        task = bar.add_task(description, total=total, note="")
+
+        def advance(count: int, note: str = "", at: int | None = None) -> None:
+            if at is not None:
+                bar.update(task, completed=at, note=note)
+            else:
+                bar.update(task, advance=count, note=note)
+
+        yield advance
+
+
+def open_images(data: str, split: str, images: str, seed: int) -> tuple["ImageSet", "Tensor"]:
+    """A split and the rows chosen from it."""
+    from pellucid.data import load, subset
+
+    found = load(data, split)
+    return found, subset(images, len(found), seed)
+
+
+def open_subject(
+    model: str, weights: Path | None, images: "ImageSet", *, device: str = "cpu", mean: str = "", std: str = ""
+) -> "Subject":
+    """A classifier, checked against the images it shall be judged on."""
+    import torch
+
+    from pellucid.contract import check_contract
+    from pellucid.models import load_model
+    from pellucid.protocol import Subject
+
+    example, _ = images.batch(torch.arange(min(4, len(images))))
+    network, facts = load_model(model, weights=weights, example=example, mean=numbers(mean), std=numbers(std))
+    try:
+        network = network.to(device).eval()
+    except (RuntimeError, AssertionError) as error:
+        raise PellucidError(f"device {device!r} cannot be used: {error}") from None
+    check_contract(network, example.to(device), classes=len(images.class_names))
+    return Subject(subject_name(model), network, model, facts)
+
+
+def subject_name(model: str) -> str:
+    """A short name for a model: its run's folder, its file's stem, its function."""
+    path = Path(model)
+    if path.name == "model.safetensors":
+        return path.parent.name
+    return path.stem if path.suffix == ".safetensors" else path.name
+
+
+def numbers(text: str) -> tuple[float, ...] | None:
+    """`"0.1, 8/255"` as numbers; None for the empty text."""
+    from pellucid import registry
+
+    if not text.strip():
+        return None
+    values = tuple(registry.value(part) for part in text.split(","))
+    if not all(isinstance(v, int | float) for v in values):
+        raise PellucidError(f"{text!r} is not a list of numbers such as 0.1,0.2,8/255")
+    return tuple(float(v) for v in values)

@@ -1,0 +1,95 @@
+"""pellucid explain"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from pellucid.cli.common import (
+    DataOption,
+    DeviceOption,
+    ImagesOption,
+    JsonOption,
+    MeanOption,
+    ModelOption,
+    SeedOption,
+    SplitOption,
+    StdOption,
+    WeightsOption,
+    err,
+    examples,
+    open_images,
+    open_subject,
+    print_json,
+)
+from pellucid.errors import PellucidError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+EPILOGUE = examples(
+    "pellucid explain --model runs/a --data digits --images first:8 --out runs/a-maps",
+    'pellucid explain --model runs/a --data digits --interpreter "smoothgrad(samples=99)" --target predicted --out m',
+)
+
+
+def explain(
+    model: ModelOption,
+    data: DataOption,
+    out_folder: Annotated[Path, typer.Option("--out", help="maps.safetensors and sheet.png.")],
+    interpreter: Annotated[str, typer.Option(help="See `pellucid list interpreters`.")] = "cam",
+    target: Annotated[str, typer.Option(help="Whose map: label, predicted, or a class's number or name.")] = "label",
+    images: ImagesOption = "first:8",
+    split: SplitOption = "test",
+    weights: WeightsOption = None,
+    seed: SeedOption = 0,
+    device: DeviceOption = "cpu",
+    mean: MeanOption = "",
+    std: StdOption = "",
+    json_: JsonOption = False,
+) -> None:
+    """Maps of what a classifier looks at: signed, raw, as numbers (safetensors) and as one picture."""
+    import torch
+    from safetensors.torch import save
+
+    from pellucid import registry
+    from pellucid.network import frozen
+    from pellucid.report.images import sheet
+    from pellucid.weights import write_atomically
+
+    bound = registry.parse(interpreter, "interpreters")
+    found, indices = open_images(data, split, images, seed)
+    if len(indices) > 256:
+        raise PellucidError(f"{len(indices)} images are more than a picture holds: choose at most 256 with --images")
+    subject = open_subject(model, weights, found, device=device, mean=mean, std=std)
+    x, y = (t.to(device) for t in found.batch(indices))
+    options = {"generator": torch.Generator(device).manual_seed(seed)} if registry.draws(bound) else {}
+    with frozen(subject.model), torch.no_grad():
+        predicted = subject.model(x).argmax(1)
+        classes = _classes(target, y, predicted, found.class_names)
+        maps = bound(subject.model, x, classes[:, None], **options)[:, 0]
+    tensors = {"maps": maps, "images": x, "labels": y, "predictions": predicted, "classes": classes, "indices": indices}
+    facts = {"interpreter": registry.describe(bound), "model": model, "data": data}
+    write_atomically(
+        out_folder / "maps.safetensors", save({k: t.cpu().contiguous() for k, t in tensors.items()}, facts)
+    )
+    flat = maps.flatten(1, -3).sum(1) if maps.dim() > 3 else maps
+    names = found.class_names
+    captions = [f"{names[int(c)]} (says {names[int(p)]})" for c, p in zip(classes, predicted, strict=True)]
+    write_atomically(out_folder / "sheet.png", sheet(x.cpu().numpy(), flat.cpu().numpy(), captions))
+    if json_:
+        print_json({"maps": str(out_folder / "maps.safetensors"), "shape": list(maps.shape), "n": len(x), **facts})
+    else:
+        err.print(f"[bold]{out_folder / 'sheet.png'}[/]  maps {tuple(maps.shape)} in maps.safetensors")
+
+
+def _classes(target: str, y: "Tensor", predicted: "Tensor", names: tuple[str, ...]) -> "Tensor":
+    import torch
+
+    if target in ("label", "predicted"):
+        return y if target == "label" else predicted
+    if target not in names and not (target.isdigit() and int(target) < len(names)):
+        raise PellucidError(
+            f"--target {target}: give label, predicted, a class's name, or its number below {len(names)}"
+        )
+    return torch.full_like(y, names.index(target) if target in names else int(target))

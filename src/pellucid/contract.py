@@ -1,0 +1,49 @@
+"""The model contract, checked loudly: float images in [0, 1] in, logits out, normalisation inside."""
+
+import torch
+from torch import nn
+
+from pellucid.errors import PellucidError
+from pellucid.network import frozen
+from pellucid.types import Images
+
+
+def check_contract(model: nn.Module, x: Images, *, classes: int) -> None:
+    """Run the model on a few images and raise, with the remedy, on whatever breaks the contract.
+
+    Checked: it runs on these images; logits `[b, classes]`, finite, not probabilities; the same twice and whatever
+    the batch (in eval mode); a gradient reaches the pixels.
+    """
+    with frozen(model):
+        at = x.detach().requires_grad_()
+        try:
+            logits = model(at)
+        except RuntimeError as error:
+            raise PellucidError(f"the model does not take images of shape {tuple(x.shape[1:])}: {error}") from None
+        _check_logits(logits, len(x), classes)
+        if not logits.requires_grad:
+            raise PellucidError("no gradient reaches the pixels: does the model detach, or round its input?")
+        with torch.no_grad():
+            _check_repeatable(model, x, logits.detach())
+
+
+def _check_logits(logits: object, n: int, classes: int) -> None:
+    if not isinstance(logits, torch.Tensor) or logits.shape != (n, classes):
+        got = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
+        raise PellucidError(
+            f"the model gives {got} for {n} images of {classes} classes: it must give logits {(n, classes)}"
+        )
+    values = logits.detach()
+    if not bool(values.isfinite().all()):
+        raise PellucidError("the model's logits are not finite: are its weights?")
+    sums = values.sum(1)
+    if classes > 1 and bool((values >= 0).all()) and bool((sums - 1).abs().max() < 1e-4):
+        raise PellucidError("the model gives probabilities, not logits: leave out its final softmax")
+
+
+def _check_repeatable(model: nn.Module, x: Images, logits: torch.Tensor) -> None:
+    scale = 1e-3 * (1 + float(logits.abs().max()))
+    if float((model(x) - logits).abs().max()) > scale:
+        raise PellucidError("the model answers differently each time, in eval mode too: attacks would need averaging")
+    if len(x) > 1 and float((model(x[:1]) - logits[:1]).abs().max()) > scale:
+        raise PellucidError("the model's answer for an image depends on its batch: use BatchNorm in eval mode")

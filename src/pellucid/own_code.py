@@ -1,0 +1,67 @@
+"""A user's own classifier, from the function that builds it."""
+
+import importlib
+import importlib.util
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import ModuleType
+
+from torch import nn
+
+from pellucid.errors import PellucidError
+from pellucid.foreign import as_network
+from pellucid.network import Normalise
+from pellucid.types import Images
+from pellucid.weights import load_into
+
+
+def from_code(
+    where: str,
+    weights: Path | None,
+    example: Images | None,
+    mean: tuple[float, ...] | None,
+    std: tuple[float, ...] | None,
+) -> tuple[nn.Module, Mapping[str, str]]:
+    """What `package.module:function` or `file.py:function` returns, with weights; a `Network` where it can be."""
+    module = _function(where)()
+    if not isinstance(module, nn.Module):
+        raise PellucidError(f"{where} returned a {type(module).__name__}: it must return a torch.nn.Module")
+    if weights is not None:
+        load_into(module, weights)
+    if (mean is None) != (std is None):
+        raise PellucidError("--mean and --std go together")
+    module.eval()
+    facts = {"architecture": f"{type(module).__name__} from {where}"}
+    try:
+        if example is not None:
+            return as_network(module, example, mean=mean, std=std), facts
+    except PellucidError as reason:
+        facts["no_maps"] = str(reason)
+    return nn.Sequential(Normalise(mean, std), module) if mean and std else module, facts
+
+
+def _function(where: str) -> Callable[[], object]:
+    place, _, name = where.rpartition(":")
+    try:
+        module = _from_path(Path(place)) if place.endswith(".py") else importlib.import_module(place)
+    except (ImportError, FileNotFoundError) as error:
+        raise PellucidError(
+            f"cannot import {place!r} ({error}): write package.module:function or file.py:function"
+        ) from None
+    found = getattr(module, name, None)
+    if not callable(found):
+        raise PellucidError(f"{place} has no function {name!r}")
+    return found
+
+
+def _from_path(path: Path) -> ModuleType:
+    if not path.is_file():
+        raise FileNotFoundError(f"no file {path}")
+    spec = importlib.util.spec_from_file_location(f"_own_{path.stem}", path)
+    if spec is None or spec.loader is None:
+        raise ImportError(f"{path} is not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module

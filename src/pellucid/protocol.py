@@ -1,0 +1,95 @@
+"""What an audit measures: the classifiers, the protocol, and the rows of each. Figures follow in `summary`."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from pellucid import registry
+from pellucid.attacks.gradient import pgd
+from pellucid.attacks.interpretation import aai
+from pellucid.balls import Ball, Linf
+from pellucid.data import ImageSet
+from pellucid.evaluation import Measurement, evaluate
+from pellucid.interpreters.activations import cam
+from pellucid.network import Network
+from pellucid.results import Rows
+from pellucid.types import Attack
+
+DEFAULT_ATTACK = partial(pgd, steps=40)
+DEFAULT_AAI = partial(aai, steps=50)
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A classifier under audit."""
+
+    name: str
+    model: torch.nn.Module
+    path: str
+    facts: Mapping[str, str]
+
+    @property
+    def has_cam(self) -> bool:
+        """Whether class activation maps of this model carry location."""
+        return isinstance(self.model, Network)
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How an audit attacks: the ladder of radii, and the attacks whose ball is set to each of them."""
+
+    eps: tuple[float, ...]
+    attack: Attack = DEFAULT_ATTACK
+    aai: Attack = DEFAULT_AAI
+    seed: int = 0
+    gallery_images: int = 6
+
+    @property
+    def gallery_eps(self) -> float:
+        return self.eps[len(self.eps) // 2]
+
+
+def default_ladder(channels: int) -> tuple[float, ...]:
+    """Radii that tell networks apart: of the papers' MNIST tables for grey images, of their CIFAR tables for colour."""
+    if channels == 1:
+        return (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4)
+    return tuple(k / 255 for k in (1, 2, 4, 6, 8, 10))
+
+
+def at_radius(attack: Attack, eps: float) -> Attack:
+    """An attack in its own kind of ball, of another radius."""
+    ball = registry.option(attack, "ball")
+    resized: Attack = partial(attack, **{"ball": (ball if isinstance(ball, Ball) else Linf(0.0)).resized(eps)})
+    return resized
+
+
+def measurements(protocol: Protocol, *, maps: bool) -> dict[tuple[str, float], Measurement]:
+    """Every measurement of one model, by what it is and its radius."""
+    made = {("clean", 0.0): Measurement(gradient_norm=True)}
+    for eps in protocol.eps:
+        made["attack", eps] = Measurement(at_radius(protocol.attack, eps))
+        if maps:
+            interpreter = registry.option(protocol.aai, "interpreter") or cam
+            made["aai", eps] = Measurement(at_radius(protocol.aai, eps), interpreter)
+    return made
+
+
+def measure(
+    subject: Subject,
+    images: ImageSet,
+    indices: Tensor,
+    protocol: Protocol,
+    *,
+    cells: Path | None = None,
+    tick: Callable[[int], None] | None = None,
+) -> dict[tuple[str, float], Rows]:
+    """All rows of one model."""
+    todo = measurements(protocol, maps=subject.has_cam)
+    return {
+        key: evaluate(subject.model, images, indices, what, seed=protocol.seed, cells=cells, tick=tick)
+        for key, what in todo.items()
+    }

@@ -1,0 +1,68 @@
+"""What a training run is: everything that decides its weights, in one immutable value that is stored with it."""
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from typing import Literal
+
+from pellucid.errors import PellucidError
+from pellucid.schedules import Cosine, Ramp
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The same recipe on the same machine gives the same weights, interrupted or not.
+
+    `lr` is the learning rate at the start; `decay` takes it to zero over the last `decay_share` of the run
+    (`constant` does not). `clip` bounds the norm of the parameter gradient.
+    """
+
+    objective: str = "standard"
+    architecture: str = "small"
+    data: str = "digits"
+    split: str = "train"
+    steps: int = 1000
+    batch_size: int = 64
+    optimiser: Literal["adam", "sgd"] = "adam"
+    lr: float = 1e-3
+    decay: Literal["constant", "linear", "cosine"] = "constant"
+    decay_share: float = 1.0
+    momentum: float = 0.9
+    weight_decay: float = 0.0
+    clip: float | None = None
+    precision: Literal["fp32", "bf16"] = "fp32"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        rules = {
+            "steps": self.steps >= 1,
+            "batch_size": self.batch_size >= 1,
+            "lr": self.lr > 0,
+            "decay": self.decay in ("constant", "linear", "cosine"),
+            "decay_share": 0 < self.decay_share <= 1,
+            "optimiser": self.optimiser in ("adam", "sgd"),
+            "precision": self.precision in ("fp32", "bf16"),
+            "clip": self.clip is None or self.clip > 0,
+            "momentum": 0 <= self.momentum < 1,
+            "weight_decay": self.weight_decay >= 0,
+        }
+        for name, kept in rules.items():
+            if not kept:
+                raise PellucidError(f"{name} (={getattr(self, name)!r}) is out of range: see pellucid train --help")
+
+    def to_json(self) -> str:
+        return json.dumps(dataclasses.asdict(self), indent=1)
+
+    def learning_rate(self, step: int) -> float:
+        """The learning rate at a step, counted from 0."""
+        if self.decay == "constant":
+            return self.lr
+        first = round(self.steps * (1 - self.decay_share))
+        shape = Ramp if self.decay == "linear" else Cosine
+        return shape(self.lr, 0.0, first, self.steps)(step)
+
+
+def differences(old: Recipe, new: Recipe) -> list[str]:
+    """Which settings of two recipes differ, in words."""
+    before, after = dataclasses.asdict(old), dataclasses.asdict(new)
+    return [f"{name} was {before[name]!r} and is {after[name]!r}" for name in before if before[name] != after[name]]

@@ -1,0 +1,305 @@
+"""Evaluation and audits: rows that do not depend on interruptions, attacks that are not believed, checks that fail."""
+
+import json
+import math
+import shutil
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scipy.stats
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+import pellucid.evaluation
+from pellucid.architectures.small import small
+from pellucid.attacks.gradient import fgsm, pgd
+from pellucid.attacks.interpretation import aai
+from pellucid.audit import run_audit, total_work
+from pellucid.balls import Linf
+from pellucid.checks import masking_checks
+from pellucid.contract import check_contract
+from pellucid.data import ImageSet, load
+from pellucid.errors import PellucidError
+from pellucid.evaluation import Measurement, evaluate
+from pellucid.interpreters.activations import cam
+from pellucid.network import Network
+from pellucid.protocol import Protocol, Subject
+from pellucid.recipe import Recipe
+from pellucid.results import Rows, bootstrap, rate, read_rows, wilson
+from pellucid.training import train
+from pellucid.types import Attack, Generator, Images, Labels
+
+
+@pytest.fixture(scope="module")
+def images() -> ImageSet:
+    return load("digits", "test")
+
+
+@pytest.fixture(scope="module")
+def network(tmp_path_factory: pytest.TempPathFactory) -> nn.Module:
+    """Small, trained for a moment: it is right about most digits and falls to small perturbations."""
+    torch.set_num_threads(1)
+    return train(Recipe(steps=150, batch_size=32), load("digits", "train"), tmp_path_factory.mktemp("run"))
+
+
+PROTOCOL = Protocol(eps=(0.05, 0.2), attack=partial(pgd, steps=5), aai=partial(aai, steps=5), gallery_images=3)
+
+
+def equal(one: Rows, two: Rows) -> bool:
+    return one.keys() == two.keys() and all(
+        np.array_equal(one[k], two[k], equal_nan=one[k].dtype.kind == "f") for k in one
+    )
+
+
+def test_rows_by_hand(network: nn.Module, images: ImageSet) -> None:
+    """Every column equals its definition, computed here from the attack's own output."""
+    indices = torch.arange(20)
+    attack = partial(fgsm, ball=Linf(0.1))
+    rows = evaluate(network, images, indices, Measurement(attack, cam))
+    x, y = images.batch(indices)
+    attacked = attack(network, x, y)
+    logits = network(attacked).detach()
+    taus = [
+        scipy.stats.kendalltau(a, b)[0]
+        for a, b in zip(
+            cam(network, x, y[:, None]).detach().flatten(1).numpy(),
+            cam(network, attacked, y[:, None]).detach().flatten(1).numpy(),
+            strict=True,
+        )
+    ]
+    assert np.array_equal(rows["prediction"], logits.argmax(1).numpy())
+    assert np.array_equal(rows["correct"], (logits.argmax(1) == y).numpy())
+    assert np.array_equal(rows["unchanged"], (logits.argmax(1) == network(x).argmax(1)).numpy())
+    np.testing.assert_allclose(rows["tau"], taus, atol=1e-6)
+    np.testing.assert_allclose(rows["linf"], (attacked - x).abs().flatten(1).amax(1).numpy(), atol=1e-7)
+
+
+def test_interrupted_evaluation_goes_on(tmp_path: Path, network: nn.Module, images: ImageSet) -> None:
+    """An evaluation stopped after a chunk ends with the rows of an uninterrupted one; finished chunks stay."""
+    indices = torch.arange(250)
+    measurement = Measurement(partial(pgd, ball=Linf(0.1), steps=2))
+    whole = evaluate(network, images, indices, measurement)
+
+    def stop(count: int) -> None:
+        del count
+        raise KeyboardInterrupt
+
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            evaluate(network, images, indices, measurement, cells=tmp_path, tick=stop)
+    assert len(list(tmp_path.glob("*/*.parquet"))) == 1
+    assert equal(whole, evaluate(network, images, indices, measurement, cells=tmp_path))
+
+
+def test_stored_rows_belong_to_their_model_and_attack(tmp_path: Path, images: ImageSet) -> None:
+    """Other weights, another attack, other images, another seed: other cells. The same: the same ones."""
+    one, two = (small(generator=torch.Generator().manual_seed(s)) for s in (0, 1))
+    attack = partial(pgd, ball=Linf(0.1), steps=1)
+    rows = torch.arange(10)
+    evaluate(one, images, rows, Measurement(attack), cells=tmp_path)
+    evaluate(one, images, rows, Measurement(attack), cells=tmp_path)
+    assert len(list(tmp_path.iterdir())) == 1
+    evaluate(two, images, rows, Measurement(attack), cells=tmp_path)
+    evaluate(one, images, rows, Measurement(partial(attack, steps=2)), cells=tmp_path)
+    evaluate(one, images, rows + 1, Measurement(attack), cells=tmp_path)
+    evaluate(one, images, rows, Measurement(attack), seed=1, cells=tmp_path)
+    assert len(list(tmp_path.iterdir())) == 5
+
+
+def outside_the_ball(
+    model: nn.Module, x: Images, y: Labels, *, ball: Linf = Linf(0.1), generator: Generator = None
+) -> Images:
+    del model, y, generator
+    return (x + 2 * ball.eps).clamp(0, 1)
+
+
+def outside_the_box(model: nn.Module, x: Images, y: Labels, *, generator: Generator = None) -> Images:
+    del model, y, generator
+    return x + 0.5
+
+
+def not_a_number(model: nn.Module, x: Images, y: Labels, *, generator: Generator = None) -> Images:
+    del model, y, generator
+    return x * torch.nan
+
+
+@pytest.mark.parametrize("cheat", [outside_the_ball, outside_the_box, not_a_number])
+def test_an_attack_that_cheats_is_caught(network: nn.Module, images: ImageSet, cheat: Attack) -> None:
+    """Images outside the ball or the box, or not numbers, are refused whatever the attack says."""
+    with pytest.raises(PellucidError, match=r"left its ball|left the box"):
+        evaluate(network, images, torch.arange(4), Measurement(cheat))
+
+
+def test_audit_is_the_same_when_interrupted(tmp_path: Path, network: nn.Module, images: ImageSet) -> None:
+    """An audit stopped twice and started again writes the same figures and rows as one that ran through."""
+    subject = Subject("net", network, "runs/a", {})
+    common = {"title": "t", "data": {"name": "digits", "split": "test", "images": "first:120"}}
+    run_audit([subject], images, torch.arange(120), PROTOCOL, tmp_path / "whole", **common)  # pyright: ignore
+    ticks = 0
+
+    def stop(count: int) -> None:
+        nonlocal ticks
+        del count
+        ticks += 1
+        if ticks in (3, 9):
+            raise KeyboardInterrupt
+
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            run_audit([subject], images, torch.arange(120), PROTOCOL, tmp_path / "b", tick=stop, **common)  # pyright: ignore
+    assert not (tmp_path / "b" / "report.html").exists()
+    run_audit([subject], images, torch.arange(120), PROTOCOL, tmp_path / "b", **common)  # pyright: ignore
+    assert (tmp_path / "whole" / "audit.json").read_bytes() == (tmp_path / "b" / "audit.json").read_bytes()
+    assert equal(read_rows(tmp_path / "whole" / "rows.parquet"), read_rows(tmp_path / "b" / "rows.parquet"))
+
+
+def test_audit_figures_follow_from_its_rows(tmp_path: Path, network: nn.Module, images: ImageSet) -> None:
+    """Every robust accuracy and tau of audit.json can be computed again from rows.parquet; curves never rise."""
+    subject = Subject("net", network, "runs/a", {})
+    ticks: list[int] = []
+    found = run_audit(
+        [subject],
+        images,
+        torch.arange(120),
+        PROTOCOL,
+        tmp_path,
+        title="t",
+        data={"name": "digits", "split": "test", "images": "first:120"},
+        tick=ticks.append,
+    ).figures
+    assert sum(ticks) == total_work([subject], 120, PROTOCOL)
+    rows = read_rows(tmp_path / "rows.parquet")
+    stands = rows["correct"][rows["measurement"] == "clean"].astype(bool)
+    model = json.loads((tmp_path / "audit.json").read_text())["models"][0]
+    assert model["clean"]["count"] == stands.sum()
+    for entry, torn in zip(model["robust"], model["aai"], strict=True):
+        here = rows["eps"] == entry["eps"]
+        stands = stands & rows["correct"][here & (rows["measurement"] == "attack")].astype(bool)
+        assert (entry["count"], entry["n"]) == (stands.sum(), 120)
+        maps = here & (rows["measurement"] == "aai")
+        kept = rows["unchanged"][maps].astype(bool)
+        assert torn["survivors"] == kept.sum()
+        tau = rows["tau"][maps][kept]
+        assert torn["tau"] == pytest.approx(tau[np.isfinite(tau)].mean())
+    assert found["models"][0]["checks"]
+    shutil.rmtree(tmp_path / "cells")
+
+
+class Quantised(nn.Module):
+    """Rounds its input: no gradient reaches the pixels, and a straight-through one leads nowhere."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> Tensor:
+        rounded = (x * 3).round() / 3
+        return self.network(rounded + 1e-12 * x)
+
+
+class Saturated(nn.Module):
+    """Logits so large that the loss gradient underflows to zero wherever the model is right."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 1e4 * self.network(x)
+
+
+def verdicts(model: nn.Module, images: ImageSet, **others: nn.Module) -> dict[str, str]:
+    indices, eps = torch.arange(100), 0.2
+    attack = partial(pgd, steps=10)
+    rows = {
+        ("clean", 0.0): evaluate(model, images, indices, Measurement(gradient_norm=True)),
+        ("attack", eps): evaluate(model, images, indices, Measurement(partial(attack, ball=Linf(eps)))),
+    }
+    return {c.name: c.verdict for c in masking_checks(model, others, images, indices, rows, attack, eps, 0)}
+
+
+def test_checks_pass_on_an_honest_network(network: nn.Module, images: ImageSet) -> None:
+    """A plainly trained network has honest gradients: nothing fails."""
+    assert set(verdicts(network, images).values()) == {"pass"}
+
+
+def test_checks_fail_on_planted_masks(network: nn.Module, images: ImageSet) -> None:
+    """Saturated logits and a quantised input make the checks that name them fail."""
+    saturated = verdicts(Saturated(network), images, honest=network)
+    assert saturated["gradients do not underflow"] == "fail"
+    assert saturated["an unbounded attack reaches zero"] == "fail"
+    assert saturated["transfer from honest does not beat the direct attack"] == "fail"
+    quantised = verdicts(Quantised(network), images, honest=network)
+    assert "fail" in quantised.values()
+
+
+@given(n=st.integers(1, 500), share=st.floats(0, 1))
+def test_wilson_against_scipy(n: int, share: float) -> None:
+    """The interval equals scipy's to 1e-12 and holds the proportion."""
+    count = round(share * n)
+    low, high = wilson(count, n)
+    reference = scipy.stats.binomtest(count, n).proportion_ci(0.95, method="wilson")
+    assert math.isclose(low, reference.low, abs_tol=1e-12)
+    assert math.isclose(high, reference.high, abs_tol=1e-12)
+    assert low <= count / n <= high
+
+
+def test_bootstrap_and_rate_of_nothing_and_of_something() -> None:
+    """Empty: nan. A constant: the constant. Many normal draws: within 5 % of the normal interval."""
+    assert all(math.isnan(v) for v in bootstrap(np.array([])))
+    assert bootstrap(np.full(5, 0.3)) == pytest.approx((0.3, 0.3))
+    values = np.random.default_rng(0).normal(size=2000)
+    low, high = bootstrap(values)
+    assert (high - low) / 2 == pytest.approx(1.96 * values.std() / math.sqrt(2000), rel=0.05)
+    assert rate(np.array([], bool))["n"] == 0
+
+
+class Probabilities(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.flatten(1)[:, :10].softmax(1)
+
+
+class Restless(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.flatten(1)[:, :10] + torch.empty(1).normal_()
+
+
+class Detached(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.detach().flatten(1)[:, :10] * 7
+
+
+class Batchwise(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.flatten(1)[:, :10] * len(x)
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (Probabilities(), "probabilities"),
+        (Restless(), "differently each time"),
+        (Detached(), "no gradient"),
+        (Batchwise(), "depends on its batch"),
+        (nn.Sequential(nn.Flatten(), nn.Linear(784, 3)), "it must give logits"),
+        (nn.Sequential(nn.Flatten(), nn.Linear(7, 10)), "does not take images"),
+    ],
+)
+def test_the_model_contract_is_checked_loudly(model: nn.Module, message: str) -> None:
+    """Each way of breaking the contract has its own message."""
+    with pytest.raises(PellucidError, match=message):
+        check_contract(model, torch.rand(4, 1, 28, 28, generator=torch.Generator().manual_seed(0)), classes=10)
+
+
+def test_chunks_are_independent_of_how_many_images_follow(images: ImageSet) -> None:
+    """The rows of the first chunk are the same whether or not others follow: seeds hang on the chunk."""
+    model = small(generator=torch.Generator().manual_seed(0))
+    measurement = Measurement(partial(pgd, ball=Linf(0.1), steps=2))
+    n = pellucid.evaluation.CHUNK
+    few, many = (evaluate(model, images, torch.arange(k), measurement) for k in (n, n + 30))
+    assert all(np.array_equal(few[k], many[k][:n]) for k in few)
+    assert isinstance(model, Network)
