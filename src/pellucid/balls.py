@@ -36,8 +36,11 @@ class Ball(Protocol):
 
 
 def _check(eps: Radius) -> None:
-    smallest = float(eps.min()) if isinstance(eps, Tensor) else float(eps)
-    if not smallest >= 0:
+    number = isinstance(eps, int | float) and not isinstance(eps, bool)
+    if not number and not isinstance(eps, Tensor):
+        raise PellucidError(f"eps (={eps!r}) must be a number >= 0, in pixel units of images in [0, 1]")
+    smallest = float(eps.min()) if isinstance(eps, Tensor) and eps.numel() else float(eps) if number else 0.0
+    if not 0 <= smallest < float("inf"):
         raise PellucidError(f"eps (={smallest:g}) must be a number >= 0, in pixel units of images in [0, 1]")
 
 
@@ -96,7 +99,7 @@ class L2:
         """Uniform in the ball: a Gaussian direction, a radius `eps · u^(1/d)`."""
         direction = self.steepest(torch.empty_like(centre).normal_(generator=generator))
         u = torch.empty(len(centre), dtype=centre.dtype, device=centre.device).uniform_(generator=generator)
-        radius = per_image(self.eps, centre) * per_image(u ** (1 / centre[0].numel()), centre)
+        radius = per_image(self.eps, centre) * per_image(u ** (1 / centre.flatten(1).shape[1]), centre)
         return centre + radius * direction
 
     def steepest(self, gradient: Images) -> Images:
@@ -139,7 +142,7 @@ class L1:
 
     def sample(self, centre: Images, generator: Generator = None) -> Images:
         """Uniform in the ball: exponential spacings with random signs, one spacing left over for the interior."""
-        d = centre[0].numel()
+        d = centre.flatten(1).shape[1]
         u = torch.empty(len(centre), d + 1, dtype=centre.dtype, device=centre.device)
         spacings = -u.uniform_(generator=generator).clamp_min(torch.finfo(u.dtype).tiny).log()
         shares = (spacings / spacings.sum(1, keepdim=True))[:, :d].view_as(centre)

@@ -60,7 +60,7 @@ def weighted_discrepancy(
     weights = scores.softmax(1)
     weights = weights.detach() if detach_weights else weights
     total = torch.where(own, distances, weights * distances).sum(1)
-    return total * (maps[0, 0].numel() if as_coded else 0.5)
+    return total * (maps.flatten(2).shape[2] if as_coded else 0.5)
 
 
 def proposition_1_bound(logits: Logits, t: Labels, t_attacked: Labels) -> PerExample:
@@ -106,7 +106,7 @@ def kendall_tau(maps: Float[Tensor, "n d"], other: Float[Tensor, "n d"]) -> Floa
             taus = np.array([scipy.stats.kendalltau(a, b)[0] for a, b in pairs])
         return torch.as_tensor(taus, dtype=maps.dtype, device=maps.device)
     chunk = max(1, SIGN_TENSOR_VALUES // max(1, d * d))
-    return torch.cat([_tau_by_signs(maps[i : i + chunk], other[i : i + chunk]) for i in range(0, n, chunk)])
+    return torch.cat([_tau_by_signs(maps[i : i + chunk], other[i : i + chunk]) for i in range(0, max(1, n), chunk)])
 
 
 def _tau_by_signs(maps: Float[Tensor, "n d"], other: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:

@@ -7,7 +7,7 @@ convolution, the pooling and the head are one linear map: `Network` folds them, 
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from jaxtyping import Float
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pellucid.errors import PellucidError
+from pellucid.layers import convolve
 from pellucid.types import Images, Logits
 
 ClassMaps = Float[Tensor, "b classes hm wm"]
@@ -58,6 +59,10 @@ class Network(nn.Module):
         self.biased = any(name == "bias" for name, _ in head.named_parameters())
         self._held: dict[tuple[int, int] | None, Tail] | None = None
 
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy made while frozen must not keep the held tails: nobody would drop them."""
+        return self.__dict__ | {"_held": None}
+
     def features(self, x: Images) -> Features:
         """The last feature maps A, before pooling."""
         return self.trunk(self.normalise(x))
@@ -82,7 +87,10 @@ class Network(nn.Module):
         stem = self._stem(x)
         tail = self._tail(None)
         last = self._last()
-        maps = F.conv2d(stem, tail.kernel, tail.bias, last.stride, last.padding, last.dilation)
+        if last.dilation == (1, 1):
+            maps = convolve(stem, tail.kernel, tail.bias, last.stride, _numbers(last.padding))
+        else:
+            maps = F.conv2d(stem, tail.kernel, tail.bias, last.stride, last.padding, last.dilation)
         return maps / (maps.shape[2] * maps.shape[3])
 
     @property
@@ -127,6 +135,11 @@ class Network(nn.Module):
             return Tail(kernel, self._logit_bias(), matrix)
 
 
+def _numbers(padding: str | tuple[int, ...]) -> tuple[int, ...]:
+    assert not isinstance(padding, str)  # refused by why_not_folded
+    return padding
+
+
 def _pooled(
     kernel: Float[Tensor, "classes k kh kw"], conv: nn.Conv2d, size: tuple[int, int]
 ) -> Float[Tensor, "classes k h w"]:
@@ -168,8 +181,8 @@ def why_not_folded(network: Network) -> str | None:
         return f"a {type(last).__name__} stands between the last convolution and the average pool"
     if last.groups != 1 or last.padding_mode != "zeros" or isinstance(last.padding, str):
         return "the last convolution is grouped, or not padded with a number of zeros"
-    if last._forward_hooks or last._forward_pre_hooks or network.head._forward_hooks:
-        return "a hook watches the last convolution or the head"
+    if any(m._forward_hooks or m._forward_pre_hooks for m in (trunk, last, network.head)):
+        return "a hook watches the trunk, its last convolution or the head"
     return None
 
 
@@ -212,7 +225,7 @@ def softplus(model: Model, *, beta: float = 1.0) -> Model:
     parents = [
         (parent, name)
         for parent in twin.modules()
-        for name, child in parent.named_children()
+        for name, child in parent._modules.items()  # named_children leaves out a module's second place
         if isinstance(child, nn.ReLU)
     ]
     if not parents:

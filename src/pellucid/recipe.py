@@ -27,6 +27,7 @@ class Recipe:
     lr: float = 1e-3
     decay: Literal["constant", "linear", "cosine"] = "constant"
     decay_share: float = 1.0
+    ramp: float = 0.5
     momentum: float = 0.9
     weight_decay: float = 0.0
     clip: float | None = None
@@ -40,6 +41,7 @@ class Recipe:
             "lr": self.lr > 0,
             "decay": self.decay in ("constant", "linear", "cosine"),
             "decay_share": 0 < self.decay_share <= 1,
+            "ramp": 0 <= self.ramp <= 1,
             "optimiser": self.optimiser in ("adam", "sgd"),
             "precision": self.precision in ("fp32", "bf16"),
             "clip": self.clip is None or self.clip > 0,

@@ -11,6 +11,7 @@ import importlib
 import inspect
 import operator
 import pkgutil
+import types
 import typing
 from collections.abc import Callable
 from functools import cache, partial
@@ -20,6 +21,7 @@ from typing import Any, Literal
 from pellucid import balls, schedules
 from pellucid.errors import PellucidError
 
+DEEPEST = 50
 LONGEST = 2000  # characters of a specification: far above any real one, far below what nests too deep
 
 FAMILIES = ("attacks", "interpreters", "objectives", "architectures")
@@ -85,11 +87,21 @@ def _read(spec: str) -> ast.expr:
     if len(spec) > LONGEST:
         raise PellucidError(f"the specification {spec[:40]!r}... has {len(spec)} characters: at most {LONGEST}")
     try:
-        return ast.parse(spec.strip(), mode="eval").body
+        tree = ast.parse(spec.strip(), mode="eval").body
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         raise PellucidError(
             f"cannot read the specification {spec!r} ({error}): write NAME or NAME(option=value, ...)"
         ) from None
+    if _depth(tree) > DEEPEST:
+        raise PellucidError(f"the specification {spec[:40]!r}... nests more than {DEEPEST} deep")
+    return tree
+
+
+def _depth(tree: ast.AST) -> int:
+    level, depth = [tree], 0
+    while level:
+        level, depth = [child for node in level for child in ast.iter_child_nodes(node)], depth + 1
+    return depth
 
 
 def _lookup(name: str, known: MappingProxyType[str, Callable[..., Any]], kind: str) -> Callable[..., Any]:
@@ -133,27 +145,40 @@ def _check_option(name: str, parameter: inspect.Parameter, given: Any) -> None:
     choices = typing.get_args(parameter.annotation) if typing.get_origin(parameter.annotation) is Literal else ()
     if choices and given not in choices:
         raise PellucidError(f"{name}({parameter.name}={given!r}): choose one of {', '.join(map(repr, choices))}")
-    kinds = _kinds(parameter.default)
-    if kinds and not isinstance(given, kinds):
-        wanted = describe(parameter.default)
-        raise PellucidError(f"{name}({parameter.name}={describe(given)}): wants the kind of value that {wanted} is")
+    kinds = () if choices else _kinds(parameter.annotation)
+    truth = isinstance(given, bool)  # a bool is an int to Python, and a mistake to everybody else
+    if kinds and (not isinstance(given, kinds) or (truth and bool not in kinds)):
+        wanted = " or ".join(sorted({_WORDS.get(kind, getattr(kind, "__name__", str(kind))) for kind in kinds}))
+        raise PellucidError(f"{name}({parameter.name}={describe(given)}): wants {wanted}")
 
 
-def _kinds(default: Any) -> tuple[Any, ...]:
-    """The types that may stand for a default, or none where anything may (as for None)."""
-    match default:
-        case bool():
-            return (bool,)
-        case int():
-            return (int,)
-        case float():
-            return (int, float, Callable)
-        case str():
-            return (str,)
-        case balls.Ball():
-            return (balls.Ball,)
-        case _:
-            return (Callable,) if callable(default) and not isinstance(default, type) else ()
+_WORDS: dict[Any, str] = {
+    int: "a whole number",
+    float: "a number",
+    bool: "True or False",
+    str: "a string",
+    tuple: "a tuple",
+    type(None): "None",
+    Callable: "a name such as pgd, cam or Ramp(...)",
+    balls.Ball: "a ball such as Linf(8/255)",
+}
+
+
+def _kinds(annotation: Any) -> tuple[Any, ...]:
+    """The types of value that an option's annotation admits, or none where that cannot be told."""
+    union = typing.get_origin(annotation) in (typing.Union, types.UnionType)
+    kinds: list[Any] = []
+    for part in typing.get_args(annotation) if union else (annotation,):
+        kind = typing.get_origin(part) or part
+        if kind is float:
+            kinds += [float, int]
+        elif kind in (int, bool, str, tuple, type(None), balls.Ball):
+            kinds.append(kind)
+        elif kind is Callable or getattr(kind, "_is_protocol", False):
+            kinds.append(Callable)
+        else:
+            return ()
+    return tuple(kinds)
 
 
 def _value(node: ast.expr) -> Any:
@@ -185,11 +210,16 @@ def _arithmetic(op: Callable[..., float], *numbers: Any) -> float:
         return op(*numbers)
     except ZeroDivisionError:
         raise PellucidError(f"division by zero in {numbers[0]!r} / 0") from None
+    except OverflowError:
+        raise PellucidError("a number of the specification is too large") from None
 
 
 def _construct(name: str, call: ast.Call) -> Any:
     values = [_value(a) for a in call.args]
-    options = {k.arg: _value(k.value) for k in call.keywords if k.arg}
+    names = [k.arg for k in call.keywords]
+    if None in names or len(set(names)) < len(names):
+        raise PellucidError(f"{ast.unparse(call)}: every option once, by name")
+    options = {str(k.arg): _value(k.value) for k in call.keywords}
     try:
         return _values()[name](*values, **options)
     except TypeError as error:
@@ -225,7 +255,7 @@ def describe(bound: object) -> str:
 def _number(value: float) -> str:
     """Pixel fractions read better as fractions: 8/255 as against 0.03137254901960784."""
     steps = value * 255
-    if value and abs(value) < 0.5 and len(repr(value)) > 8 and abs(steps - round(steps)) < 1e-9:
+    if value and abs(value) < 0.5 and len(repr(value)) > 8 and round(steps) / 255 == value:
         return f"{round(steps)}/255"
     return repr(value)
 

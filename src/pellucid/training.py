@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -13,11 +14,13 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from pellucid import registry
+from pellucid.balls import Ball
 from pellucid.checkpoint import load_checkpoint, save_checkpoint
 from pellucid.data import ImageSet
 from pellucid.errors import PellucidError
 from pellucid.models import build, save_model
 from pellucid.recipe import Recipe, differences
+from pellucid.schedules import Ramp
 from pellucid.types import Objective
 from pellucid.weights import write_atomically
 
@@ -42,7 +45,7 @@ def train(
     ends on a CPU with the bits an uninterrupted one would have. A loss or gradient that is not finite stops the run
     before it touches the weights. Raises `PellucidError` when `out` holds another run, or one to be resumed.
     """
-    objective: Objective = registry.parse(recipe.objective, "objectives")
+    objective = _ramped(registry.parse(recipe.objective, "objectives"), recipe)
     _claim(out, recipe, resume)
     channels, size, _ = images.shape
     with torch.random.fork_rng(devices=[]):
@@ -126,6 +129,17 @@ def _batches(n: int, batch_size: int, seed: int, first: int) -> Iterator[Tensor]
         skip = first % per_epoch if epoch == first // per_epoch else 0
         for batch in range(skip, per_epoch):
             yield order[batch * size : (batch + 1) * size]
+
+
+def _ramped(objective: Objective, recipe: Recipe) -> Objective:
+    """The objective with its radius growing from 0 over the first share of the run, where it sets no `eps` itself."""
+    inner = registry.option(objective, "attack")
+    ball = registry.option(inner if inner is not None else objective, "ball")
+    last = round(recipe.ramp * recipe.steps)
+    if not isinstance(ball, Ball) or registry.option(objective, "eps") is not None or not last:
+        return objective
+    ramped: Objective = partial(objective, **{"eps": Ramp(0.0, float(ball.eps), 0, last)})
+    return ramped
 
 
 def _optimiser(network: nn.Module, recipe: Recipe) -> Optimizer:

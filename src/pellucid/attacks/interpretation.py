@@ -44,7 +44,7 @@ def aai(
     with frozen(model):
         with torch.no_grad():
             clean = interpreter(model, x, classes).detach()
-        top = clean.flatten(1).topk(min(k, clean[0].numel()), dim=1).indices
+        top = clean.flatten(1).topk(min(k, clean.flatten(1).shape[1]), dim=1).indices
 
         def push_down(at: Images) -> PerExample:
             return -interpreter(model, at, classes).flatten(1).gather(1, top).sum(1)

@@ -14,11 +14,8 @@ EPILOGUE = examples("pellucid demo", "pellucid demo --out /tmp/demo")
 RADIUS = 0.3
 OBJECTIVES = {
     "standard": ("standard", 300),
-    "adversarial": (
-        f"adversarial(attack=pgd(ball=Linf({RADIUS}), steps=7, keep_best=False), eps=Ramp(0, {RADIUS}, 0, 400))",
-        700,
-    ),
-    "int": (f"int(ball=Linf({RADIUS}), steps=7, eps=Ramp(0, {RADIUS}, 0, 400))", 700),
+    "adversarial": (f"adversarial(attack=pgd(ball=Linf({RADIUS}), steps=7, keep_best=False))", 800),
+    "int": (f"int(ball=Linf({RADIUS}), steps=7)", 800),
 }
 
 

@@ -10,7 +10,7 @@ from pellucid.cli.common import DeviceOption, JsonOption, SeedOption, SplitOptio
 EPILOGUE = examples(
     'pellucid train --data digits --objective "adversarial(attack=pgd(ball=Linf(0.2), steps=5))" --steps 300 '
     "--out runs/a",
-    'pellucid train --data mnist --objective "int(steps=7, eps=Ramp(0, 0.3, 0, 5000))" --steps 10000 --decay linear '
+    'pellucid train --data mnist --objective "int(ball=Linf(0.3), steps=7)" --steps 10000 --decay linear '
     "--lr 2e-3 --out runs/int",
     "pellucid train --data mnist --steps 10000 --out runs/b --resume",
 )
@@ -26,6 +26,9 @@ def train(
     lr: Annotated[float, typer.Option(help="Learning rate at the start.")] = 1e-3,
     decay: Annotated[str, typer.Option(help="How it falls to zero: constant (not), linear, cosine.")] = "constant",
     decay_share: Annotated[float, typer.Option(help="Over which last share of the steps it falls.")] = 1.0,
+    ramp: Annotated[
+        float, typer.Option(help="First share of the run over which an attack's radius grows from 0.")
+    ] = 0.5,
     optimiser: Annotated[str, typer.Option("--optimiser", "--optimizer", help="adam or sgd.")] = "adam",
     momentum: Annotated[float, typer.Option(help="Of sgd.")] = 0.9,
     weight_decay: Annotated[float, typer.Option(help="l2 penalty on the weights.")] = 0.0,
@@ -56,6 +59,7 @@ def train(
         lr=lr,
         decay=decay,  # pyright: ignore[reportArgumentType]
         decay_share=decay_share,
+        ramp=ramp,
         momentum=momentum,
         weight_decay=weight_decay,
         clip=clip,

@@ -105,8 +105,9 @@ def _watched(model: nn.Module, layer: str) -> Iterator[list[Tensor]]:
         raise PellucidError(f"no layer {layer!r}: there are {', '.join(name for name in modules if name)}")
     seen: list[Tensor] = []
 
-    def note(_module: nn.Module, _inputs: object, output: Tensor) -> None:
+    def note(_module: nn.Module, _inputs: object, output: Tensor) -> Tensor:
         seen.append(output)
+        return output.clone()  # what follows may write over it
 
     handle = modules[layer].register_forward_hook(note)
     try:

@@ -78,11 +78,11 @@ def integrated_gradients(
     return (x - baseline)[:, None] * total / steps
 
 
-def _gradients(model: nn.Module, x: Images, rows: Tensor, classes: Tensor, of: Of) -> Images:
+def _gradients(model: nn.Module, x: Images, rows: Tensor, classes: Tensor, of: Of) -> Tensor:
     """Gradients of single logits at the images `x[rows]`, in chunks."""
     differentiable = torch.is_grad_enabled()
     parts = []
-    for first in range(0, len(rows), CHUNK):
+    for first in range(0, max(1, len(rows)), CHUNK):
         part = slice(first, first + CHUNK)
         with torch.enable_grad():
             at = x[rows[part]]

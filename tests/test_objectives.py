@@ -1,0 +1,237 @@
+"""Objectives: the contract of every one that is discovered, identities at neutral settings, and schedules."""
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from pellucid import registry
+from pellucid.attacks.gradient import pgd
+from pellucid.balls import Ball, Linf
+from pellucid.errors import PellucidError
+from pellucid.interpreters.activations import cam
+from pellucid.interpreters.gradients import gradient
+from pellucid.network import Network
+from pellucid.objectives import interpretability
+from pellucid.objectives.adversarial import adversarial
+from pellucid.objectives.interpretability import int2, int_
+from pellucid.objectives.standard import standard
+from pellucid.schedules import Cosine, Ramp, Steps, at
+
+NAMES = sorted(registry.public("objectives"))
+Quick = Callable[[str, str], Callable[..., Any]]
+Seeded = Callable[[int], torch.Generator]
+
+
+def gradients(loss: Tensor, model: nn.Module) -> list[Tensor]:
+    return list(torch.autograd.grad(loss, list(model.parameters()), retain_graph=True))
+
+
+def all_close(model: nn.Module, one: Tensor, two: Tensor) -> None:
+    """Equal to rounding in float64, with their gradients."""
+    torch.testing.assert_close(one, two, rtol=1e-12, atol=1e-12)
+    for a, b in zip(gradients(one, model), gradients(two, model), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("net", ["tiny", "noisy"])
+def test_every_objective_keeps_the_contract(
+    name: str, net: str, images: Tensor, labels: Tensor, quick: Quick, seeded: Seeded, request: pytest.FixtureRequest
+) -> None:
+    """A finite scalar, detached terms, a gradient for every parameter; mode, flags, .grad and images as before."""
+    network = request.getfixturevalue(net).train()
+    if net == "noisy":
+        network.trunk[1].eval()
+    modes = [module.training for module in network.modules()]
+    before = images.clone()
+    loss, terms = quick("objectives", name)(network, images, labels, step=3, generator=seeded(0))
+    assert loss.shape == ()
+    assert loss.isfinite()
+    assert terms
+    assert all(term.shape == () and term.isfinite() and not term.requires_grad for term in terms.values())
+    assert [module.training for module in network.modules()] == modes
+    assert all(p.requires_grad and p.grad is None for p in network.parameters())
+    assert torch.equal(images, before)
+    loss.backward()
+    for parameter in network.parameters():
+        assert parameter.grad is not None
+        assert parameter.grad.isfinite().all()
+        assert parameter.grad.abs().max() > 0
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_objective_follows_its_generator(
+    name: str, tiny: Network, images: Tensor, labels: Tensor, quick: Quick, seeded: Seeded
+) -> None:
+    """The same seed gives the same bits."""
+    objective = quick("objectives", name)
+    one, two = (objective(tiny, images, labels, step=0, generator=seeded(3))[0] for _ in range(2))
+    assert torch.equal(one, two)
+
+
+def test_standard_is_cross_entropy(tiny: Network, images: Tensor, labels: Tensor) -> None:
+    """mean log Σ_j exp(f_j - f_y)."""
+    logits = tiny(images)
+    naive = (logits - logits.gather(1, labels[:, None])).exp().sum(1).log().mean()
+    loss, terms = standard(tiny, images, labels, step=0)
+    torch.testing.assert_close(loss, naive, rtol=1e-5, atol=1e-6)
+    assert torch.equal(terms["cross_entropy"], loss.detach())
+
+
+@pytest.mark.parametrize("objective", [int_, int2])
+@pytest.mark.parametrize("interpreter", [cam, gradient])
+def test_int_without_its_regulariser_is_standard(
+    objective: Callable[..., Any],
+    interpreter: Callable[..., Tensor],
+    tiny: Network,
+    images: Tensor,
+    labels: Tensor,
+    generator: torch.Generator,
+) -> None:
+    """gamma = 0: value and gradients, to the rounding of logits computed as sums of maps."""
+    network, x = tiny.double(), images.double()
+    loss, _ = objective(network, x, labels, step=0, generator=generator, gamma=0.0, steps=2, interpreter=interpreter)
+    all_close(network, loss, standard(network, x, labels, step=0)[0])
+
+
+def test_adversarial_training_in_a_ball_of_nothing_is_standard(tiny: Network, images: Tensor, labels: Tensor) -> None:
+    """eps = 0, as a number, as a schedule and in the attack's own ball, with any share of clean loss."""
+    network, x = tiny.double(), images.double()
+    expected = standard(network, x, labels, step=0)[0]
+    inner = partial(pgd, ball=Linf(0.0), steps=2)
+    for objective in (
+        partial(adversarial, eps=0.0),
+        partial(adversarial, eps=Ramp(0.0, 0.3, 5, 10)),
+        partial(adversarial, attack=inner),
+        partial(adversarial, attack=inner, clean=0.3),
+    ):
+        loss, _ = objective(network, x, labels, step=5)
+        all_close(network, loss, expected)
+
+
+def test_adversarial_training_mixes_two_losses(tiny: Network, images: Tensor, labels: Tensor, seeded: Seeded) -> None:
+    """(1 - clean) CE(f(x'), y) + clean CE(f(x), y) with the x' of the attack at this step's radius."""
+    network, x = tiny.double(), images.double()
+    attack = partial(pgd, ball=Linf(1.0), steps=2)
+    ramp = Ramp(0.0, 0.2, 0, 10)
+    attacked = pgd(network, x, labels, ball=Linf(0.1), steps=2, generator=seeded(1))
+    one, two = (standard(network, at, labels, step=0)[0] for at in (attacked, x))
+    loss, terms = adversarial(network, x, labels, step=5, generator=seeded(1), attack=attack, eps=ramp, clean=0.25)
+    all_close(network, loss, 0.75 * one + 0.25 * two)
+    torch.testing.assert_close(terms["adversarial_cross_entropy"], one.detach(), rtol=1e-12, atol=0)
+
+
+def test_a_radius_needs_an_attack_in_a_ball(tiny: Network, images: Tensor, labels: Tensor) -> None:
+    """Otherwise the schedule would be ignored without a word."""
+
+    def no_ball(model: nn.Module, x: Tensor, y: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
+        del model, y, generator
+        return x
+
+    with pytest.raises(PellucidError, match="needs an attack in a ball"):
+        adversarial(tiny, images, labels, step=0, attack=no_ball, eps=0.1)
+
+
+@pytest.mark.parametrize("objective", [int_, int2])
+@pytest.mark.parametrize("reading", ["as_written", "as_coded"])
+@pytest.mark.parametrize("is_adversarial", [False, True])
+@pytest.mark.parametrize("one_class", [False, True])
+def test_int_by_a_loop(
+    objective: Callable[..., Any],
+    reading: str,
+    is_adversarial: bool,
+    one_class: bool,
+    tiny: Network,
+    images: Tensor,
+    labels: Tensor,
+    generator: torch.Generator,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """CE + gamma D~ of eq. 8, at the x' that the search found, one image and one class at a time."""
+    network, x = tiny.double(), images.double()
+    found: list[Tensor] = []
+    search = interpretability.ascend
+
+    def spy(loss: Any, start: Tensor, ball: Ball, **options: Any) -> Tensor:
+        found.append(search(loss, start, ball, **options))
+        return found[0]
+
+    monkeypatch.setattr(interpretability, "ascend", spy)
+    gamma = 0.7
+    loss, terms = objective(
+        network,
+        x,
+        labels,
+        step=0,
+        generator=generator,
+        steps=3,
+        gamma=gamma,
+        reading=reading,
+        adversarial=is_adversarial,
+        one_class=one_class,
+    )
+    (attacked,) = found
+    apart = naive_discrepancy(network, x, attacked, labels, as_coded=reading == "as_coded", one_class=one_class)
+    fit = standard(network, attacked if is_adversarial else x, labels, step=0)[0]
+    all_close(network, loss, fit + gamma * apart)
+    torch.testing.assert_close(terms["discrepancy"], apart.detach(), rtol=1e-10, atol=0)
+    assert Linf(0.3).norm(attacked - x).max() <= 0.3 + 1e-12
+    assert (attacked - x).abs().max() > 0.01
+
+
+def naive_discrepancy(
+    network: Network, x: Tensor, attacked: Tensor, labels: Tensor, *, as_coded: bool, one_class: bool
+) -> Tensor:
+    """Eq. 8 with maps built layer by layer."""
+    total = x.new_zeros(())
+    for i, t in enumerate(labels.tolist()):
+        one, two = (network.features(batch[i : i + 1])[0] for batch in (x, attacked))
+        positions = one[0].numel()
+        power = network(attacked[i : i + 1])[0].exp()
+        others = [j for j in range(5) if j != t]
+        below = power[others].sum() if as_coded else power.sum()
+        gaps = []
+        for row in network.head.weight:
+            gap = ((row[:, None, None] * (one - two)).sum(0)).abs().sum() / positions
+            gaps.append(gap * positions if as_coded else gap / 2)
+        total = total + gaps[t]
+        if not one_class:
+            total = total + torch.stack([power[j] / below * gaps[j] for j in others]).sum()
+    return total / len(labels)
+
+
+def test_int_searches_where_the_maps_differ_most(tiny: Network, images: Tensor, labels: Tensor) -> None:
+    """Its discrepancy exceeds that of a random start of the same seed, and Int2's attack exceeds its cross-entropy."""
+    network, x = tiny.double(), images.double()
+    for objective, term in ((int_, "discrepancy"), (partial(int2, adversarial=True), "adversarial_cross_entropy")):
+        values = []
+        for steps in (0, 5):
+            generator = torch.Generator().manual_seed(0)
+            _, terms = objective(network, x, labels, step=0, generator=generator, steps=steps, step_size=0.05)
+            values.append(terms[term])
+        assert values[1] > values[0]
+
+
+def test_schedules_in_closed_form() -> None:
+    """Linear, half a cosine wave, and steps; constant outside; plain numbers stay."""
+    ramp, wave = Ramp(1.0, 3.0, 10, 20), Cosine(1.0, 0.0, 10, 20)
+    for step in range(0, 31):
+        share = min(max((step - 10) / 10, 0), 1)
+        assert ramp(step) == pytest.approx(1 + 2 * share, abs=1e-12)
+        assert wave(step) == pytest.approx((1 + math.cos(math.pi * share)) / 2, abs=1e-12)
+    steps = Steps((3.0, 2.0, 1.0), (5, 9))
+    assert [steps(step) for step in (0, 4, 5, 8, 9, 100)] == [3, 3, 2, 2, 1, 1]
+    assert at(0.25, 7) == 0.25
+    assert at(ramp, 15) == 2
+
+
+def test_a_schedule_of_no_length_jumps() -> None:
+    """first = last: the start before, the end after; never a division by zero."""
+    for schedule in (Ramp(1.0, 3.0, 5, 5), Cosine(1.0, 3.0, 5, 5)):
+        assert schedule(4) == 1
+        assert schedule(6) == 3
