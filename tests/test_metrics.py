@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pellucid import metrics
+from pellucid.errors import PellucidError
 from pellucid.interpreters.activations import cam
-from pellucid.metrics import discrepancy, kendall_tau, top_k_overlap, weighted_discrepancy
+from pellucid.metrics import discrepancy, input_gradient_norm, kendall_tau, top_k_overlap, weighted_discrepancy
 from pellucid.network import Network
 
 DOUBLE = torch.float64
@@ -222,3 +223,23 @@ def test_input_gradient_norm_against_differences(noisy: Network, generator: torc
         )
     torch.testing.assert_close(found, ((up - down) / (2 * h)).norm(dim=0), rtol=1e-6, atol=1e-8)
     assert all(parameter.grad is None for parameter in network.parameters())
+
+
+def test_a_tiny_gradient_is_not_zero() -> None:
+    """The norm of entries of 1e-30 is their norm, not zero: only a gradient of zeros counts as vanished."""
+
+    class Faint(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.stack([x.flatten(1).sum(1) * 1e-30, torch.zeros(len(x))], 1)
+
+    x = torch.rand(3, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    norms = input_gradient_norm(Faint(), x, torch.zeros(3, dtype=torch.long))
+    torch.testing.assert_close(norms, torch.full((3,), 0.5e-30 * 4), rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("p", [0, 3])
+def test_norms_other_than_one_and_two_are_refused(p: int) -> None:
+    """There is no silent 2-norm."""
+    maps = torch.zeros(1, 1, 2, 2)
+    with pytest.raises(PellucidError, match=f"p .={p}"):
+        discrepancy(maps, maps, p=p)

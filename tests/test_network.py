@@ -293,3 +293,16 @@ def test_normalise(generator: torch.Generator) -> None:
     for mean, std in (((0.5,), (1.0, 1.0)), ((0.5,), (0.0,))):
         with pytest.raises(PellucidError, match="one entry per channel"):
             Normalise(mean, std)
+
+
+def test_a_convolution_that_computes_something_of_its_own_is_not_folded() -> None:
+    """A subclass with another forward (weight standardisation) keeps its own arithmetic."""
+
+    class Standardised(nn.Conv2d):
+        def forward(self, input: Tensor) -> Tensor:
+            return super().forward(input) / self.weight.std()
+
+    network = Network(nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), Standardised(4, 6, 3)), nn.Linear(6, 5))
+    x = torch.rand(2, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    assert "of its own" in str(why_not_folded(network))
+    torch.testing.assert_close(network(x), network.head(network.features(x).mean((2, 3))))

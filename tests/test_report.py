@@ -8,6 +8,7 @@ import io
 import itertools
 import math
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from typing import Any
 
@@ -37,6 +38,7 @@ def interpretation(eps: float, tau: float) -> dict[str, Any]:
         "low": tau - 0.03,
         "high": tau + 0.02,
         "survivors": 151 if alive else 0,
+        "n_tau": 149 if alive else 0,
         "n": 200,
         "tau_all": tau - 0.1,
         "top_k_overlap": tau - 0.2,
@@ -98,6 +100,7 @@ def an_audit(names: tuple[str, ...] = ("standard", "int"), *, rows: int = 2, cla
             "seed": 4242,
             "ball": "Linf",
             "eps": list(EPS),
+            "gallery_eps": EPS[1],
             "attack": "pgd(steps=40)",
             "aai": "aai(steps=50)",
             "reading": "as_written",
@@ -107,7 +110,7 @@ def an_audit(names: tuple[str, ...] = ("standard", "int"), *, rows: int = 2, cla
         "models": [model(name, i) for i, name in enumerate(names)],
         "gallery": [{"row": r, "index": 30 + r, "label": "seven", "eps": 0.1, "models": answers} for r in range(rows)],
         "comparison": [
-            {"a": a, "b": b, "eps": eps, "difference": 0.123, "low": 0.071, "high": 0.178}
+            {"a": a, "b": b, "eps": eps, "difference": 0.123, "low": 0.071, "high": 0.178, "p": 0.0123, "p_holm": 0.037}
             for a, b in pairs
             for eps in EPS
         ]
@@ -269,11 +272,16 @@ def test_every_figure_of_the_audit_is_on_the_page(page: str) -> None:
         for found in (entry["clean"], *entry["robust"]):
             expected += [words.percent(found["value"]), words.rate_interval(found), f"{found['count']} of {found['n']}"]
         for found in entry["aai"]:
-            expected += [f"τ {words.decimal(found['tau'])}", words.tau_interval(found), "151 of 200"]
+            expected += [
+                f"τ {words.decimal(found['tau'])}",
+                words.tau_interval(found),
+                "151 of 200",
+                "n = 149",
+            ]
             expected += [f"τ {words.decimal(found['tau_all'])}", words.percent(found["top_k_overlap"])]
         norm = entry["input_gradient_norm"]
         expected += [words.significant(norm[key]) for key in ("mean", "median", "q05", "q25", "q75", "q95")]
-    expected += ["+12.3", "[+7.1, +17.8]", "3 of 200", "8/255", "τ 0.77", "87 %"]
+    expected += ["+12.3", "[+7.1, +17.8]", "p = 0.0370", "3 of 200", "8/255", "τ 0.77", "87 %"]
     missing = [item for item in expected if " ".join(item.split()) not in shown]
     assert missing == []
 
@@ -393,15 +401,102 @@ def test_a_change_of_the_whole_radius_is_shown_black_and_white() -> None:
     assert factor == pytest.approx(5.0)
 
 
-def test_the_page_speaks_of_the_largest_radius_that_tells_models_apart() -> None:
+def test_the_page_speaks_of_the_radius_of_the_protocol_whatever_was_found() -> None:
     audit = an_audit(("a", "b"))
-    values = {"a": {0.1: 60, 0.2: 2, 8 / 255: 150}, "b": {0.1: 180, 0.2: 20, 8 / 255: 190}}
-    for entry in audit["models"]:
-        entry["robust"] = [{"eps": eps, **rate(values[entry["name"]][eps])} for eps in EPS]
-    assert story.reference_radius(audit) == 0.1
+    for share in (0, 100, 199):
+        for entry in audit["models"]:
+            entry["robust"] = [{"eps": eps, **rate(share)} for eps in EPS]
+        assert story.headline_radius(audit) == 0.2
     audit["models"][1]["checks"] = [check("fail")]
-    assert story.reference_radius(audit) == 8 / 255
-    assert story.reference_radius(an_audit(())) is None
+    audit["protocol"]["gallery_eps"] = 8 / 255
+    assert story.headline_radius(audit) == 8 / 255
+    assert "The cards speak of ε 8/255, the middle of the radii tried, which the protocol fixed" in text(
+        build(audit, {})
+    )
+    del audit["protocol"]["gallery_eps"]
+    assert story.headline_radius(audit) == EPS[1]
+
+
+def test_a_winner_is_named_by_the_corrected_p_alone() -> None:
+    audit = an_audit(("first", "second"))
+    for pair, p in zip(audit["comparison"], (0.049, 0.051, None), strict=True):
+        pair["p_holm"] = p
+    assert [row["better"] for row in sections.comparison(audit)] == ["first", None, None]
+    shown = text(build(audit, {}))
+    assert "Holm-corrected for all 3 comparisons of this audit (every pair at every ε)" in shown
+    assert "cannot tell" in shown
+
+
+def test_a_constant_map_is_not_said_to_be_a_lost_class() -> None:
+    audit = an_audit(("standard",))
+    for entry in audit["models"][0]["aai"]:
+        entry.update(dict.fromkeys(("tau", "low", "high", "tau_all", "top_k_overlap"), math.nan), n_tau=0)
+    page, table = text(build(audit, {})), tables.markdown(audit)
+    assert words.NO_SURVIVOR not in page + table
+    assert words.CONSTANT in table
+    assert "the map is constant (a map with one position" in page
+    assert "Explanation: the map is constant" in page
+    assert "n = 0" not in page
+    audit["models"][0]["aai"][0]["survivors"] = 0
+    both = sections.explanation(audit)["lost"]
+    assert [words.NO_SURVIVOR in line for line in both] == [True, False]
+
+
+def test_too_few_maps_have_no_interval_and_it_is_said() -> None:
+    audit = an_audit(("standard",))
+    for entry in audit["models"][0]["aai"]:
+        entry |= {"low": None, "high": None, "n_tau": 9}
+    page, table = text(build(audit, {})), tables.markdown(audit)
+    assert "too few for an interval" in page
+    assert "(too few for an interval), n = 9" in table
+    assert "n = 9; 151 of 200 kept their class" in page
+
+
+def test_maps_are_called_by_the_interpreter_that_made_them() -> None:
+    audit = an_audit()
+    assert "class activation maps for the true class" in text(build(audit, {}))
+    names = {"cam": "class activation map", "gradcam(relu=True)": "Grad-CAM map", "mine": "mine map"}
+    for spec, name in names.items():
+        audit["protocol"]["interpreter"] = spec
+        page = text(build(audit, {}))
+        assert f"its {name}s for the true class" in page
+        assert spec in page
+        assert ("lass activation map" in page) is (spec == "cam")
+
+
+def test_an_absent_reading_and_a_reason_for_no_maps() -> None:
+    audit = an_audit()
+    audit["protocol"]["reading"] = None
+    audit["models"][0] |= {"aai": None, "aai_refused": "a map of 1 value says nothing of where"}
+    page, table = text(build(audit, {})), tables.markdown(audit)
+    assert "None" not in page
+    assert "Reading of the papers" not in page
+    assert "a map of 1 value says nothing of where" in page
+    assert "a map of 1 value says nothing of where" in table
+
+
+def test_the_gallery_says_how_its_images_were_chosen_and_where_a_map_is_constant() -> None:
+    audit = an_audit(("standard",))
+    audit["gallery"][0]["models"][0]["interpretation_attacked"]["tau"] = math.nan
+    page = text(build(audit, pictures(audit)))
+    assert "the first of distinct classes that every model had right" in page
+    assert "constant: no τ" in page
+
+
+@pytest.mark.parametrize("doubtful", [False, True])
+def test_no_two_of_many_models_look_alike(doubtful: bool) -> None:
+    point = figures.Point(0.1, 0.5, 0.4, 0.6, "")
+    shown = []
+    for tone in range(30):
+        line = figures.Line("same", tone, [replace(point), replace(point, x=0.2)], doubtful=doubtful)
+        drawn = figures.curves([line], title="t", x_label="x", y_label="y", y_ticks=[(0, "0"), (1, "1")])
+        shown.append(drawn + figures.swatch(tone))
+    assert len(set(shown)) == 30
+    polylines = [
+        re.findall(r'(tone[0-5])"><polyline class="[^"]*"( stroke-dasharray="[^"]*")?', page) for page in shown
+    ]
+    assert len({str(found) for found in polylines}) == 30
+    assert len({figures.swatch(tone) for tone in range(30)}) == 30
 
 
 @pytest.mark.parametrize(
@@ -416,6 +511,8 @@ def test_numbers_have_true_minus_signs_and_no_exponent() -> None:
     assert words.significant(-0.5) == "−0.5"
     assert words.points(-0.052) == "−5.2"
     assert words.percent(math.nan) == words.ABSENT
+    shown = [words.p_value(p) for p in (1.0, 0.3, 0.0143, 9e-5, None)]
+    assert shown == ["p = 1.00", "p = 0.30", "p = 0.0143", "p < 0.001", "p not measured"]
 
 
 def test_the_text_table_has_a_cell_for_every_model_and_measurement() -> None:

@@ -15,7 +15,8 @@ from pellucid import registry
 from pellucid.checks import CHECKS_ALONE, masking_checks
 from pellucid.data import ImageSet
 from pellucid.gallery import choose, gallery
-from pellucid.protocol import Protocol, Subject, measure, measurements
+from pellucid.interpreters.activations import cam
+from pellucid.protocol import Protocol, Subject, measure, measurements, prepared
 from pellucid.report.html import build
 from pellucid.results import concatenate, run_facts, write_json, write_rows
 from pellucid.summary import compare, figures, survivors
@@ -63,6 +64,7 @@ def run_audit(
     """
     started, now = time.monotonic(), datetime.now(UTC).isoformat(timespec="seconds")
     cells = out / "cells"
+    subjects = [prepared(s, protocol, images) for s in subjects]
     rows = {s.name: measure(s, images, indices, protocol, cells=cells, tick=tick) for s in subjects}
     models = []
     for subject in subjects:
@@ -84,7 +86,13 @@ def run_audit(
     entries, pictures = gallery(subjects, images, indices, choose(rows, protocol.gallery_images), protocol)
     found = {
         "title": title,
-        "data": data | {"n": len(indices), "classes": list(images.class_names), "shape": list(images.shape)},
+        "data": data
+        | {
+            "digest": images.digest,
+            "n": len(indices),
+            "classes": list(images.class_names),
+            "shape": list(images.shape),
+        },
         "protocol": _described(protocol),
         "models": models,
         "gallery": entries,
@@ -115,6 +123,7 @@ def _described(protocol: Protocol) -> dict[str, Any]:
         "gallery_eps": protocol.gallery_eps,
         "attack": registry.describe(protocol.attack),
         "aai": registry.describe(protocol.aai),
+        "interpreter": registry.describe(registry.option(protocol.aai, "interpreter") or cam),
         "reading": registry.option(protocol.aai, "reading"),
         "precision": "fp32",
         "notes": list(NOTES),

@@ -22,7 +22,7 @@ from pellucid.data import ImageSet
 from pellucid.evaluation import Measurement, evaluate
 from pellucid.metrics import margin
 from pellucid.network import frozen
-from pellucid.results import Rows, model_digest, wilson
+from pellucid.results import Rows, holm, model_digest, wilson
 from pellucid.search import select
 from pellucid.types import Attack, Generator, Images, Labels
 
@@ -60,29 +60,31 @@ def masking_checks(
     tick: Callable[[int], None] | None = None,
 ) -> list[Check]:
     """All checks of one model at one radius. `rows` holds what the audit measured already."""
-    indices = indices[:IMAGES]
+    chosen = np.unique(np.linspace(0, len(indices) - 1, min(IMAGES, len(indices))).astype(int))  # sorted sets too
+    indices = indices[torch.from_numpy(chosen)]
     run = partial(evaluate, model, images, indices, seed=seed, cells=cells, tick=tick)
     ball = registry.option(attack, "ball")
     ball = (ball if isinstance(ball, Ball) else Linf(0.0)).resized(eps)
-    stands = {key: found["correct"][: len(indices)] for key, found in rows.items()}
-    strong = stands["attack", eps] & stands["clean", 0.0]
-    few, many = (run(Measurement(partial(pgd, ball=ball, steps=n)))["correct"] for n in (10, 100))
-    single = run(Measurement(partial(fgsm, ball=ball)))["correct"]
-    noisy = run(Measurement(partial(random_noise, ball=ball)))["correct"]
+    clean = rows["clean", 0.0]["correct"][chosen]
+    strong = rows["attack", eps]["correct"][chosen] & clean
+
+    def under(attack: Attack) -> np.ndarray:
+        return run(Measurement(attack))["correct"] & clean
+
+    few, many = (under(partial(pgd, ball=ball, steps=n)) for n in (10, 100))
+    single, noisy = under(partial(fgsm, ball=ball)), under(partial(random_noise, ball=ball))
     # All pixels free: an Linf ball of radius 1 holds every image.
     unbounded = run(Measurement(partial(pgd, ball=Linf(1.0), steps=100)))["correct"]
-    made = [
-        _compared("more steps never help the defender", many, few, "100 steps", "10 steps", eps, _WHY_STEPS),
-        _compared("one step does not beat many", strong, single, "the attack", "one step", eps, _WHY_SINGLE),
-        _compared("random noise does not beat gradients", strong, noisy, "the attack", "noise", eps, _WHY_NOISE),
-        _reaches_zero(unbounded),
-        _underflow(rows["clean", 0.0]["gradient_norm"]),
+    duels = [
+        _Duel("more steps never help the defender", many, few, "100 steps", "10 steps", eps, _WHY_STEPS),
+        _Duel("one step does not beat many", strong, single, "the attack", "one step", eps, _WHY_SINGLE),
+        _Duel("random noise does not beat gradients", strong, noisy, "the attack", "noise", eps, _WHY_NOISE),
     ]
     for name, other in others.items():
-        carried = run(Measurement(partial(transfer, source=Surrogate(name, other), ball=ball)))["correct"]
+        carried = under(partial(transfer, source=Surrogate(name, other), ball=ball))
         title = f"transfer from {name} does not beat the direct attack"
-        made.append(_compared(title, strong, carried, "the attack", "transfer", eps, _WHY_TRANSFER))
-    return made
+        duels.append(_Duel(title, strong, carried, "the attack", "transfer", eps, _WHY_TRANSFER))
+    return [*_decided(duels), _reaches_zero(unbounded), _underflow(rows["clean", 0.0]["gradient_norm"][chosen])]
 
 
 def random_noise(
@@ -126,19 +128,47 @@ _WHY_TRANSFER = "Images made on another network that beat the direct attack mean
 _REMEDY = "Read the robust accuracy as unproven: attack without gradients, with a margin loss, or from other networks."
 
 
-def _compared(
-    name: str, stronger: np.ndarray, weaker: np.ndarray, strong_name: str, weak_name: str, eps: float, why: str
-) -> Check:
-    """Fails where the attack that ought to be weaker broke significantly more images (exact sign test)."""
-    only_weak, only_strong = int((stronger & ~weaker).sum()), int((~stronger & weaker).sum())
-    p = float(binomtest(only_weak, only_weak + only_strong, 0.5, alternative="greater").pvalue) if only_weak else 1.0
-    verdict: Verdict = "fail" if p < SIGNIFICANCE else "pass"
+@dataclass(frozen=True)
+class _Duel:
+    """Two attacks on the same images: who withstood the one that ought to be stronger, and who the weaker."""
+
+    name: str
+    stronger: np.ndarray
+    weaker: np.ndarray
+    strong_name: str
+    weak_name: str
+    eps: float
+    why: str
+
+    @property
+    def only_weak(self) -> int:
+        """Images that only the weaker attack broke."""
+        return int((self.stronger & ~self.weaker).sum())
+
+    @property
+    def only_strong(self) -> int:
+        return int((~self.stronger & self.weaker).sum())
+
+    @property
+    def p(self) -> float:
+        """One-sided exact sign test: could the weaker attack's lead be luck?"""
+        if not self.only_weak:
+            return 1.0
+        return float(binomtest(self.only_weak, self.only_weak + self.only_strong, 0.5, alternative="greater").pvalue)
+
+
+def _decided(duels: list[_Duel]) -> list[Check]:
+    """Fails where the attack that ought to be weaker broke significantly more images, after Holm's correction."""
+    return [_check(duel, p) for duel, p in zip(duels, holm([duel.p for duel in duels]), strict=True)]
+
+
+def _check(duel: _Duel, p: float) -> Check:
     detail = (
-        f"at eps {eps:.4g}, accuracy {stronger.mean():.3f} under {strong_name}, {weaker.mean():.3f} under {weak_name}; "
-        f"{only_weak} images only {weak_name} broke, {only_strong} only {strong_name} "
-        f"(n = {len(stronger)}, p = {p:.2g})"
+        f"at eps {duel.eps:.4g}, accuracy {duel.stronger.mean():.3f} under {duel.strong_name}, "
+        f"{duel.weaker.mean():.3f} under {duel.weak_name}; {duel.only_weak} images only {duel.weak_name} broke, "
+        f"{duel.only_strong} only {duel.strong_name} (n = {len(duel.stronger)}, p = {p:.2g} after Holm)"
     )
-    return Check(name, verdict, detail, why, _REMEDY)
+    return Check(duel.name, "fail" if p < SIGNIFICANCE else "pass", detail, duel.why, _REMEDY)
 
 
 def _reaches_zero(correct: np.ndarray) -> Check:

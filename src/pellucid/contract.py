@@ -18,7 +18,7 @@ def check_contract(model: nn.Module, x: Images, *, classes: int) -> None:
         at = x.detach().requires_grad_()
         try:
             logits = model(at)
-        except RuntimeError as error:
+        except (RuntimeError, TypeError, ValueError, IndexError, AttributeError) as error:
             raise PellucidError(f"the model does not take images of shape {tuple(x.shape[1:])}: {error}") from None
         _check_logits(logits, len(x), classes)
         if not logits.requires_grad:

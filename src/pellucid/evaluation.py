@@ -5,8 +5,11 @@ outside the attack. Work goes in fixed chunks, each with its own seed, and each 
 an interrupted evaluation goes on where it stopped and ends with the rows it would have had.
 """
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -18,12 +21,15 @@ from pellucid import registry
 from pellucid.balls import Ball
 from pellucid.data import ImageSet
 from pellucid.errors import PellucidError
+from pellucid.mapping import drawing_from
 from pellucid.metrics import correct, discrepancy, input_gradient_norm, kendall_tau, margin, top_k_overlap
 from pellucid.network import frozen
 from pellucid.results import Rows, concatenate, fingerprint, model_digest, read_rows, write_rows
+from pellucid.seeds import derive_seed
 from pellucid.types import Attack, Images, Interpreter, Labels
 
-CHUNK = 100  # images per chunk, fixed: the seeds hang on it
+CHUNK = 100  # images per chunk at most: the seeds hang on it, so it follows from the images' size alone
+CHUNK_VALUES = 1_300_000  # pixel values per chunk at most: what bounds the memory of large images
 TOLERANCE = 1e-6  # x + δ in fp32 may miss eps by 2^-24
 
 
@@ -59,20 +65,19 @@ def evaluate(
     and whether the prediction was `unchanged`. `cells` is a folder for finished chunks; `tick` is told how many
     images were done. Raises `PellucidError` where an attack leaves its ball or the box.
     """
-    key = fingerprint(
-        model_digest(model), measurement.spec, measurement.gradient_norm, images.digest, indices.tolist(), seed, CHUNK
-    )
     parts = []
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    with frozen(model):
-        for first in range(0, len(indices), CHUNK):
-            chunk = indices[first : first + CHUNK]
+    size = chunk_size(images.shape)
+    with frozen(model), full_precision():
+        key = _key(model, images, indices, measurement, seed, device) if cells else ""
+        for first in range(0, len(indices), size):
+            chunk = indices[first : first + size]
             stored = cells / key / f"{first:06d}.parquet" if cells else None
             if stored is not None and stored.is_file():
                 parts.append(read_rows(stored))
             else:
                 x, y = images.batch(chunk)
-                generator = torch.Generator(device).manual_seed(seed * 1_000_003 + first)
+                generator = torch.Generator(device).manual_seed(derive_seed("evaluate", seed, first))
                 rows = _measure(model, x.to(device), y.to(device), measurement, generator)
                 parts.append({"index": chunk.numpy()} | rows)
                 if stored is not None:
@@ -82,13 +87,44 @@ def evaluate(
     return concatenate(parts)
 
 
+def chunk_size(shape: tuple[int, ...]) -> int:
+    """How many images of a shape are measured at once."""
+    return max(4, min(CHUNK, CHUNK_VALUES // max(1, math.prod(shape))))
+
+
+@contextmanager
+def full_precision() -> Iterator[None]:
+    """fp32 means fp32: no TF32 in matrix products or convolutions while the block runs."""
+    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
+
+
+def _key(
+    model: nn.Module, images: ImageSet, indices: Tensor, measurement: Measurement, seed: int, device: torch.device
+) -> str:
+    """Names the rows by all that decides them. What a model computes cannot be read off its weights: it is asked."""
+    x, _ = images.batch(indices[:4])
+    with torch.no_grad():
+        answers = [round(v, 4) for v in model(x.to(device)).flatten().tolist()]
+    attack, interpreter = (
+        registry.describe(registry.complete(f)) if f else None for f in (measurement.attack, measurement.interpreter)
+    )
+    what = [attack, interpreter, measurement.gradient_norm, measurement.top_k]
+    where = [version("pellucid"), torch.__version__, device.type, chunk_size(images.shape)]
+    return fingerprint(model_digest(model), answers, what, images.digest, indices.tolist(), seed, where)
+
+
 def _measure(
     model: nn.Module, x: Images, y: Labels, measurement: Measurement, generator: torch.Generator
 ) -> dict[str, np.ndarray]:
     attacked = x
     if measurement.attack is not None:
         attacked = measurement.attack(model, x, y, generator=generator)
-        _check(attacked, x, measurement.attack)
+        check_attacked(attacked, x, measurement.attack)
     with torch.no_grad():
         logits = model(attacked).float()
         delta = attacked - x
@@ -102,18 +138,27 @@ def _measure(
             "l2": delta.flatten(1).norm(dim=1),
         }
         if measurement.interpreter is not None:
-            rows |= _compare_maps(model, x, attacked, y, rows["prediction"], measurement)
+            noise = int(torch.randint(2**62, (1,), generator=generator, device=generator.device))
+            rows |= _compare_maps(model, x, attacked, y, rows["prediction"], measurement, noise)
     if measurement.gradient_norm:
         rows["gradient_norm"] = input_gradient_norm(model, attacked, y)
     return {name: tensor.cpu().numpy() for name, tensor in rows.items()}
 
 
 def _compare_maps(
-    model: nn.Module, x: Images, attacked: Images, y: Labels, prediction: Labels, measurement: Measurement
+    model: nn.Module,
+    x: Images,
+    attacked: Images,
+    y: Labels,
+    prediction: Labels,
+    measurement: Measurement,
+    noise: int,
 ) -> dict[str, Tensor]:
-    interpreter = measurement.interpreter
-    assert interpreter is not None
-    before, after = interpreter(model, x, y[:, None]), interpreter(model, attacked, y[:, None])
+    assert measurement.interpreter is not None
+    before, after = (  # a map that draws noise draws the same before and after
+        drawing_from(measurement.interpreter, torch.Generator(x.device).manual_seed(noise))(model, at, y[:, None])
+        for at in (x, attacked)
+    )
     flat_before: Float[Tensor, "n d"] = before.flatten(1)
     flat_after: Float[Tensor, "n d"] = after.flatten(1)
     return {
@@ -124,7 +169,7 @@ def _compare_maps(
     }
 
 
-def _check(attacked: Images, x: Images, attack: Attack) -> None:
+def check_attacked(attacked: Images, x: Images, attack: Attack) -> None:
     """What an attack returns must be images, in the box, in the ball. Judged here, not by the attack."""
     name = registry.describe(attack)
     if attacked.shape != x.shape or attacked.dtype != x.dtype:

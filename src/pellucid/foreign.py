@@ -69,7 +69,9 @@ def as_network(
         gap = float((network(example) - logits).abs().max())
         if gap > 1e-4 * (1 + float(logits.abs().max())):
             raise PellucidError(f"taking {type(module).__name__} apart at {layer!r} changed its logits by {gap:.3g}")
-    return network.train(module.training)
+    for own in (network, network.trunk, network.normalise):  # and not the module's own flags: they are the caller's
+        own.training = module.training
+    return network
 
 
 def _watch(

@@ -5,17 +5,19 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pellucid import registry
 from pellucid.data import ImageSet
+from pellucid.evaluation import check_attacked
 from pellucid.interpreters.activations import cam
 from pellucid.interpreters.gradients import gradient
+from pellucid.mapping import drawing_from
 from pellucid.metrics import kendall_tau
 from pellucid.network import frozen
 from pellucid.protocol import Protocol, Subject, at_radius
 from pellucid.results import Rows
-from pellucid.types import Images, Labels
+from pellucid.types import Attack, Images, Interpreter, Labels, Maps
 
 
 def choose(rows: Mapping[str, Mapping[tuple[str, float], Rows]], count: int) -> list[int]:
@@ -23,7 +25,11 @@ def choose(rows: Mapping[str, Mapping[tuple[str, float], Rows]], count: int) -> 
     clean = [found["clean", 0.0] for found in rows.values()]
     right = np.logical_and.reduce([c["correct"] for c in clean])
     labels = clean[0]["label"]
-    order = sorted(range(len(labels)), key=lambda i: (not right[i], int((labels[:i] == labels[i]).sum()), i))
+
+    def earlier(i: int) -> int:
+        return int((right[:i] & (labels[:i] == labels[i])).sum())
+
+    order = sorted(range(len(labels)), key=lambda i: (not right[i], earlier(i), i))
     return sorted(order[:count], key=lambda i: (labels[i], i))
 
 
@@ -62,7 +68,7 @@ def _of_model(
 
     with frozen(model), torch.no_grad():
         generator = torch.Generator(device).manual_seed(protocol.seed)
-        attacked = at_radius(protocol.attack, eps)(model, x, y, generator=generator)
+        attacked = _attacked(at_radius(protocol.attack, eps), model, x, y, generator)
         shown = {"attacked": attacked, "gradient": gradient(model, x, y[:, None])[:, 0].sum(1)}
         found = [
             {"clean": clean, "attacked": fooled, "interpretation_attacked": None}
@@ -70,10 +76,9 @@ def _of_model(
         ]
         if subject.has_cam:
             interpreter = registry.option(protocol.aai, "interpreter") or cam
-            torn = at_radius(protocol.aai, eps)(model, x, y, generator=generator)
-            maps = {
-                n: interpreter(model, at, y[:, None]) for n, at in (("clean", x), ("attacked", attacked), ("aai", torn))
-            }
+            torn = _attacked(at_radius(protocol.aai, eps), model, x, y, generator)
+            shows = (("clean", x), ("attacked", attacked), ("aai", torn))
+            maps = {n: _maps(interpreter, model, at, y, protocol.seed) for n, at in shows}
             taus = kendall_tau(maps["clean"].flatten(1), maps["aai"].flatten(1))
             for entry, after, tau in zip(found, judged(torn), taus, strict=True):
                 entry["interpretation_attacked"] = after | {"tau": float(tau)}
@@ -81,3 +86,15 @@ def _of_model(
             flat = {f"map_{n}": m[:, 0].flatten(1, -3).sum(1) if m.dim() > 4 else m[:, 0] for n, m in maps.items()}
             shown |= {"aai": torn} | flat
     return found, {name: tensor.cpu().numpy() for name, tensor in shown.items()}
+
+
+def _attacked(attack: Attack, model: nn.Module, x: Images, y: Labels, generator: torch.Generator) -> Images:
+    """What an attack returns, checked against box and ball: a picture is as much a claim as a figure."""
+    attacked = attack(model, x, y, generator=generator)
+    check_attacked(attacked, x, attack)
+    return attacked
+
+
+def _maps(interpreter: Interpreter, model: nn.Module, x: Images, y: Labels, seed: int) -> Maps:
+    """Maps of the true class; random ones with the same noise before and after, so that only the image differs."""
+    return drawing_from(interpreter, torch.Generator(x.device).manual_seed(seed))(model, x, y[:, None])

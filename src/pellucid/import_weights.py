@@ -30,6 +30,8 @@ from pellucid.models import save_model
 from pellucid.network import Network
 
 LARGEST = 16 << 20  # bytes; the largest published file has 2 MB
+MOST_LAYERS = 64
+MOST_CLASSES = 1_000
 MOST_INSTRUCTIONS = 20_000  # the longest published file has some 1,000
 
 _BUILDING = re.compile(
@@ -204,7 +206,7 @@ def _stand_in(path: Path, module: str, name: str) -> Any:
 
 
 def _sequence(path: Path, loaded: object) -> list | tuple:
-    if isinstance(loaded, list | tuple) and loaded:
+    if isinstance(loaded, list | tuple) and 0 < len(loaded) <= MOST_LAYERS:
         return loaded
     raise PellucidError(f"{path} holds a {type(loaded).__name__}, not a list of [weight, bias] arrays")
 
@@ -220,9 +222,9 @@ def _recognise(path: Path, layers: Layers) -> tuple[str, Network]:
     """The specification and the network whose arrays have exactly these shapes."""
     shapes = [tuple(array.shape for array in layer) for layer in layers]
     first, last = shapes[0][0], shapes[-1][0]
-    if len(first) == 4 and len(last) == 4 and first[2] in (1, 3):
+    if len(first) == 4 and len(last) == 4 and first[2] in (1, 3) and last[3] <= MOST_CLASSES:
         for builder in _candidates(channels=first[2], classes=last[3]):
-            network = builder()
+            network = builder(generator=torch.Generator().manual_seed(0))
             if shapes == _published_shapes(network):
                 _fill(network, layers)
                 _check_finite(path, network)

@@ -1,11 +1,22 @@
 """Logits and maps together: where the maps are CAMs, both come out of one forward pass."""
 
+import inspect
+from functools import partial
+
 import torch
 from torch import nn
 
 from pellucid.interpreters.activations import cam
 from pellucid.network import Network
-from pellucid.types import Classes, Images, Interpreter, Logits, Maps
+from pellucid.types import Classes, Generator, Images, Interpreter, Logits, Maps
+
+
+def drawing_from(interpreter: Interpreter, generator: Generator) -> Interpreter:
+    """The interpreter, its random numbers (if it draws any and none is bound yet) from a generator."""
+    if "generator" not in inspect.signature(interpreter).parameters or generator is None:
+        return interpreter
+    drawing: Interpreter = partial(interpreter, **{"generator": generator})
+    return drawing
 
 
 def logits_and_maps(model: nn.Module, x: Images, classes: Classes, interpreter: Interpreter) -> tuple[Logits, Maps]:

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pellucid.errors import PellucidError
 from pellucid.network import frozen
 from pellucid.types import Images, Labels, Logits, Maps, Mask, PerExample
 
@@ -32,6 +33,8 @@ def discrepancy(maps: Maps, other: Float[Tensor, "b m *map"], *, p: int = 1, squ
 
     `squared` takes `‖·‖_2²`, as the authors' code does in attacks. Source: Boopathy et al. 2020, eqs. 3 and 4.
     """
+    if p not in (1, 2):
+        raise PellucidError(f"p (={p}) must be 1 or 2")
     delta = (maps - other).flatten(2)
     per_class = (delta**2).sum(2) if squared and p == 2 else _norm(delta, p)
     return per_class.mean(1)
@@ -77,7 +80,10 @@ def input_gradient_norm(model: nn.Module, x: Images, y: Labels) -> PerExample:
         at = x.detach().requires_grad_()
         loss = F.cross_entropy(model(at), y, reduction="sum")
         (gradient,) = torch.autograd.grad(loss, at)
-    return gradient.flatten(1).norm(dim=1)
+    flat = gradient.flatten(1)
+    # Scaled by the largest entry, so that the squares of a tiny gradient do not underflow: zero means zero.
+    largest = flat.abs().amax(1).clamp_min(torch.finfo(flat.dtype).tiny)
+    return (flat / largest[:, None]).norm(dim=1) * largest
 
 
 def top_k_overlap(maps: Float[Tensor, "n d"], other: Float[Tensor, "n d"], *, k: int) -> Float[Tensor, " n"]:

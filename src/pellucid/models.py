@@ -44,10 +44,14 @@ def load_model(
     path = Path(where)
     path = path / "model.safetensors" if path.is_dir() else path
     if path.is_file() and path.suffix == ".safetensors":
+        if mean or std:
+            raise PellucidError(f"{path} normalises its own images: --mean and --std are for your own code")
         return _from_file(path, weights)
     if ":" in str(where):
         return from_code(str(where), weights, example, mean, std)
     if str(where).partition("(")[0] in registry.public("architectures"):
+        if mean or std:
+            raise PellucidError(f"{where} normalises its own images: --mean and --std are for your own code")
         if weights is None:
             raise PellucidError(
                 f"{where!s} is an architecture without weights: give --weights FILE.safetensors, or a trained model"

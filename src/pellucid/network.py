@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pellucid.errors import PellucidError
-from pellucid.layers import convolve
+from pellucid.layers import Conv2d, convolve
 from pellucid.types import Images, Logits
 
 ClassMaps = Float[Tensor, "b classes hm wm"]
@@ -171,6 +171,9 @@ def _reach(size: int, taps: int, stride: int, padding: int, dilation: int) -> tu
     return reached.float(), outputs
 
 
+_PLAIN = (nn.Conv2d.forward, Conv2d.forward, nn.Sequential.forward, nn.Linear.forward)
+
+
 def why_not_folded(network: Network) -> str | None:
     """Why the tail of a network is not one linear map, or None where it is (and therefore folded)."""
     trunk = network.trunk
@@ -179,6 +182,12 @@ def why_not_folded(network: Network) -> str | None:
     last = trunk[-1]
     if not isinstance(last, nn.Conv2d):
         return f"a {type(last).__name__} stands between the last convolution and the average pool"
+    if (
+        type(last).forward not in _PLAIN
+        or type(trunk).forward not in _PLAIN
+        or type(network.head).forward not in _PLAIN
+    ):
+        return "the trunk, its last convolution or the head computes something of its own"
     if last.groups != 1 or last.padding_mode != "zeros" or isinstance(last.padding, str):
         return "the last convolution is grouped, or not padded with a number of zeros"
     if any(m._forward_hooks or m._forward_pre_hooks for m in (trunk, last, network.head)):

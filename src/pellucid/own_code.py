@@ -24,7 +24,11 @@ def from_code(
     std: tuple[float, ...] | None,
 ) -> tuple[nn.Module, Mapping[str, str]]:
     """What `package.module:function` or `file.py:function` returns, with weights; a `Network` where it can be."""
-    module = _function(where)()
+    function = _function(where)
+    try:
+        module = function()
+    except TypeError as error:
+        raise PellucidError(f"{where} must be callable without arguments: {error}") from None
     if not isinstance(module, nn.Module):
         raise PellucidError(f"{where} returned a {type(module).__name__}: it must return a torch.nn.Module")
     if weights is not None:
@@ -43,9 +47,10 @@ def from_code(
 
 def _function(where: str) -> Callable[[], object]:
     place, _, name = where.rpartition(":")
+    sys.path[:0] = [str(Path(place).resolve().parent) if place.endswith(".py") else str(Path.cwd())]
     try:
         module = _from_path(Path(place)) if place.endswith(".py") else importlib.import_module(place)
-    except (ImportError, FileNotFoundError) as error:
+    except (ImportError, FileNotFoundError, ValueError, TypeError) as error:
         raise PellucidError(
             f"cannot import {place!r} ({error}): write package.module:function or file.py:function"
         ) from None

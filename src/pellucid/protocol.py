@@ -1,7 +1,7 @@
 """What an audit measures: the classifiers, the protocol, and the rows of each. Figures follow in `summary`."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -13,12 +13,14 @@ from pellucid.attacks.gradient import pgd
 from pellucid.attacks.interpretation import aai
 from pellucid.balls import Ball, Linf
 from pellucid.data import ImageSet
+from pellucid.errors import PellucidError
 from pellucid.evaluation import Measurement, evaluate
 from pellucid.interpreters.activations import cam
-from pellucid.network import Network
+from pellucid.network import frozen
 from pellucid.results import Rows
 from pellucid.types import Attack
 
+MAP_VALUES = 4  # a map of fewer values has no order worth a rank correlation
 DEFAULT_ATTACK = partial(pgd, steps=40)
 DEFAULT_AAI = partial(aai, steps=50)
 
@@ -34,8 +36,8 @@ class Subject:
 
     @property
     def has_cam(self) -> bool:
-        """Whether class activation maps of this model carry location."""
-        return isinstance(self.model, Network)
+        """Whether the audit's maps of this model can be compared: see `prepared`."""
+        return "no_maps" not in self.facts
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,24 @@ class Protocol:
     @property
     def gallery_eps(self) -> float:
         return self.eps[len(self.eps) // 2]
+
+
+def prepared(subject: Subject, protocol: Protocol, images: ImageSet) -> Subject:
+    """The subject, with the reason noted (`facts["no_maps"]`) where the protocol's maps of it cannot be compared."""
+    x, y = images.batch(torch.arange(1))
+    device = next((p.device for p in subject.model.parameters()), x.device)
+    interpreter = registry.option(protocol.aai, "interpreter") or cam
+    try:
+        with frozen(subject.model), torch.no_grad():
+            values = interpreter(subject.model, x.to(device), y.to(device)[:, None])[0].numel()
+    except PellucidError as reason:
+        return replace(subject, facts={"no_maps": str(reason)} | dict(subject.facts))
+    if values < MAP_VALUES:
+        why = (
+            f'a map of {values} value{"s" * (values != 1)} says nothing of where: try --aai "aai(interpreter=gradient)"'
+        )
+        return replace(subject, facts=dict(subject.facts) | {"no_maps": why})
+    return subject
 
 
 def default_ladder(channels: int) -> tuple[float, ...]:

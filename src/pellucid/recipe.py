@@ -2,11 +2,13 @@
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from pellucid.errors import PellucidError
 from pellucid.schedules import Cosine, Ramp
+from pellucid.seeds import check_seed
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,7 @@ class Recipe:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        check_seed(self.seed)
         rules = {
             "steps": self.steps >= 1,
             "batch_size": self.batch_size >= 1,
@@ -64,7 +67,17 @@ class Recipe:
         return shape(self.lr, 0.0, first, self.steps)(step)
 
 
-def differences(old: Recipe, new: Recipe) -> list[str]:
-    """Which settings of two recipes differ, in words."""
-    before, after = dataclasses.asdict(old), dataclasses.asdict(new)
-    return [f"{name} was {before[name]!r} and is {after[name]!r}" for name in before if before[name] != after[name]]
+def identity(recipe: Recipe, *, data_digest: str, device: str) -> dict[str, Any]:
+    """All that must be the same for a run to go on as itself: the recipe, the data's digest, the type of device."""
+    return {"recipe": dataclasses.asdict(recipe), "data_digest": data_digest, "device": device}
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """Where two runs' identities differ, in words. Settings that an older version did not have are at their default.
+
+    Raises `KeyError`, `TypeError` or `PellucidError` where `old`, read from a file, is no identity.
+    """
+    before = {**old, "recipe": dataclasses.asdict(Recipe(**old["recipe"]))}
+    pairs = [(name, before["recipe"][name], value) for name, value in new["recipe"].items()]
+    pairs += [(name, before[name], new[name]) for name in ("data_digest", "device") if name in before]
+    return [f"{name} was {was!r} and is {now!r}" for name, was, now in pairs if was != now]

@@ -9,14 +9,17 @@ import dataclasses
 import difflib
 import importlib
 import inspect
+import numbers
 import operator
 import pkgutil
 import types
 import typing
 from collections.abc import Callable
 from functools import cache, partial
-from types import MappingProxyType, ModuleType
+from types import FunctionType, MappingProxyType, ModuleType
 from typing import Any, Literal
+
+from torch import Tensor
 
 from pellucid import balls, schedules
 from pellucid.errors import PellucidError
@@ -245,8 +248,10 @@ def describe(bound: object) -> str:
         fields = [(f.name, describe(getattr(bound, f.name))) for f in dataclasses.fields(bound)]
         options = fields[0][1] if len(fields) == 1 else ", ".join(f"{name}={value}" for name, value in fields)
         return f"{type(bound).__name__}({options})"
-    if isinstance(bound, float):
-        return _number(bound)
+    if isinstance(bound, numbers.Real) and not isinstance(bound, bool | int):
+        return _number(float(bound))  # NumPy's numbers too
+    if isinstance(bound, Tensor):
+        return f"tensor({bound.tolist()})"
     if isinstance(bound, tuple):
         return f"({', '.join(map(describe, bound))}{',' if len(bound) == 1 else ''})"
     return repr(bound)
@@ -269,3 +274,15 @@ def option(bound: Callable[..., Any], name: str) -> Any:
 def draws(bound: Callable[..., Any]) -> bool:
     """Whether a function takes a generator: whether anything about it is random."""
     return "generator" in inspect.signature(bound).parameters
+
+
+def complete(bound: Callable[..., Any]) -> Callable[..., Any]:
+    """The function with every option bound, defaults too: what decides its results, whatever the defaults become."""
+    defaults = {
+        p.name: p.default
+        for p in inspect.signature(bound).parameters.values()
+        if p.kind is p.KEYWORD_ONLY and p.default is not p.empty and p.name != "generator"
+    }
+    return partial(
+        bound, **{name: complete(v) if isinstance(v, FunctionType | partial) else v for name, v in defaults.items()}
+    )

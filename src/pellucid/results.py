@@ -7,7 +7,7 @@ import math
 import platform
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -47,9 +47,20 @@ def bootstrap(values: np.ndarray, *, seed: int = 0, resamples: int = 2000) -> tu
     """95 % percentile bootstrap interval of a mean; (nan, nan) of nothing."""
     if len(values) == 0:
         return math.nan, math.nan
-    rows = np.random.default_rng(seed).integers(len(values), size=(resamples, len(values)))
-    low, high = np.quantile(values[rows].mean(1), [0.025, 0.975])
+    generator = np.random.default_rng(seed)
+    means = [values[generator.integers(len(values), size=len(values))].mean() for _ in range(resamples)]
+    low, high = np.quantile(means, [0.025, 0.975])
     return float(low), float(high)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """p-values corrected for their number (Holm 1979): reject below the level, and all rejections hold together."""
+    order = sorted(range(len(p_values)), key=lambda i: p_values[i])
+    corrected, running = [0.0] * len(p_values), 0.0
+    for rank, i in enumerate(order):
+        running = max(running, min(1.0, (len(p_values) - rank) * p_values[i]))
+        corrected[i] = running
+    return corrected
 
 
 def fingerprint(*parts: Any) -> str:
@@ -62,7 +73,7 @@ def model_digest(model: torch.nn.Module) -> str:
     digest = hashlib.sha256(repr(model).encode())
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 
@@ -117,7 +128,7 @@ def run_facts(*, started: str, seconds: float, device: str = "cpu") -> dict[str,
         | {"python": platform.python_version()},
         "device": device,
         "threads": torch.get_num_threads(),
-        "precision": "fp32, TF32 off",
+        "tf32": torch.backends.cuda.matmul.allow_tf32 or torch.backends.cudnn.allow_tf32,
     }
 
 

@@ -4,6 +4,8 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from pellucid.errors import PellucidError
+
 Schedule = float | Callable[[int], float]
 
 
@@ -50,6 +52,10 @@ class Steps:
 
     values: tuple[float, ...]
     at: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.values) != len(self.at) + 1:
+            raise PellucidError(f"Steps wants one value more than boundaries, got {self.values} and {self.at}")
 
     def __call__(self, step: int) -> float:
         return self.values[sum(step >= boundary for boundary in self.at)]

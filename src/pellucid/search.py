@@ -5,7 +5,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from pellucid.balls import Ball, Radius, per_image
+from pellucid.balls import L1, Ball, Radius, per_image
+from pellucid.errors import PellucidError
 from pellucid.types import Generator, Images, Mask, PerExample
 
 Loss = Callable[[Images], PerExample | tuple[PerExample, PerExample]]
@@ -35,6 +36,10 @@ def ascend(
 
     The gradient is always taken, whatever the caller's grad mode, and only with respect to the images.
     """
+    if steps < 0 or float(torch.as_tensor(step_size).min() if len(x) else 1) < 0:
+        raise PellucidError(
+            f"steps (={steps}) and step_size (={step_size}) must not be negative: that would be descent"
+        )
     x = x.detach()
     current = (ball.sample(x, generator) if random_start else x).clamp(0, 1)
     best, best_score = current, None
@@ -42,6 +47,8 @@ def ascend(
         gradient, score = _gradient(loss, current)
         if keep_best:
             best, best_score = _better(current, score, best, best_score)
+        if isinstance(ball, L1):  # its one pixel must be able to move, or the search stands still for ever
+            gradient = gradient.masked_fill(_blocked(current, gradient), 0)
         step = per_image(step_size, x) * ball.steepest(gradient)
         current = ball.project(current + step, x).clamp(0, 1)
     if not keep_best:
@@ -61,6 +68,11 @@ def _gradient(loss: Loss, at: Images) -> tuple[Images, PerExample]:
         value, score = _split(loss(at))
         (gradient,) = torch.autograd.grad(value.sum(), at)
     return gradient.detach(), score.detach()
+
+
+def _blocked(x: Images, gradient: Images) -> Tensor:
+    """Where the box stops a pixel from following its gradient."""
+    return ((x <= 0) & (gradient < 0)) | ((x >= 1) & (gradient > 0))
 
 
 def _better(x: Images, score: PerExample, best: Images, best_score: PerExample | None) -> tuple[Images, PerExample]:

@@ -1,15 +1,21 @@
 """The figures of an audit, from its rows: pure."""
 
+import math
 from collections.abc import Mapping
+from itertools import combinations
 from typing import Any
 
 import numpy as np
+from jaxtyping import Bool
+from scipy.stats import binomtest
 
 from pellucid.checks import Check
 from pellucid.protocol import Protocol, Subject
-from pellucid.results import Rows, bootstrap, rate
+from pellucid.results import Rows, bootstrap, holm, rate, wilson
 
 AllRows = Mapping[tuple[str, float], Rows]
+
+FEWEST_MAPS = 10  # a bootstrap of fewer values is much too narrow, and of one value has no width at all
 
 
 def survivors(rows: AllRows, eps: tuple[float, ...]) -> dict[float, np.ndarray]:
@@ -51,38 +57,79 @@ def figures(subject: Subject, rows: AllRows, protocol: Protocol, checks: list[Ch
     if subject.has_cam:
         found["aai"] = [_interpretation(rows["aai", eps], eps, protocol.seed) for eps in protocol.eps]
     else:
-        found |= {"aai": None, "aai_refused": f"{type(subject.model).__name__} has no class activation maps"}
+        reason = subject.facts.get("no_maps") or f"{type(subject.model).__name__} has no class activation maps"
+        found |= {"aai": None, "aai_refused": reason}
     return found
 
 
+def compare(all_rows: Mapping[str, AllRows], protocol: Protocol) -> list[dict[str, Any]] | None:
+    """Paired differences in robust accuracy of every two models at every radius, on the same images; None of one model.
+
+    Each with Newcombe's interval and McNemar's exact p; `p_holm` is corrected for all the comparisons of the audit.
+    """
+    standing = {name: survivors(rows, protocol.eps) for name, rows in all_rows.items()}
+    found = [
+        {"a": a, "b": b, "eps": eps} | paired(standing[a][eps], standing[b][eps])
+        for a, b in combinations(standing, 2)
+        for eps in protocol.eps
+    ]
+    corrected = holm([entry["p"] for entry in found])
+    return [entry | {"p_holm": p} for entry, p in zip(found, corrected, strict=True)] or None
+
+
+def paired(one: Bool[np.ndarray, " n"], two: Bool[np.ndarray, " n"]) -> dict[str, float]:
+    """Difference of two shares counted on the same things, its 95 % interval, and the p-value of no difference.
+
+    The interval is method 10 of Newcombe 1998 (Wilson's intervals of the two shares, joined by their correlation);
+    p is McNemar's exact test: of the things that tell the two apart, as many speak for the one as for the other.
+    """
+    n = len(one)
+    only_one, only_two = int((one & ~two).sum()), int((two & ~one).sum())
+    both, neither = int((one & two).sum()), int((~one & ~two).sum())
+    difference = (only_one - only_two) / n
+    (low_1, high_1), (low_2, high_2) = (wilson(count, n) for count in (both + only_one, both + only_two))
+    share_1, share_2 = (both + only_one) / n, (both + only_two) / n
+    phi = _correlation(both, only_one, only_two, neither)
+    below = _joined(share_1 - low_1, high_2 - share_2, phi)
+    above = _joined(high_1 - share_1, share_2 - low_2, phi)
+    telling = only_one + only_two
+    p = float(binomtest(only_one, telling, 0.5).pvalue) if telling else 1.0
+    return {
+        "difference": difference,
+        "low": max(difference - below, -1.0),
+        "high": min(difference + above, 1.0),
+        "p": p,
+    }
+
+
+def _correlation(both: int, only_one: int, only_two: int, neither: int) -> float:
+    """Newcombe's phi: 0 where a margin is empty, corrected for continuity where positive."""
+    margins = (both + only_one) * (only_two + neither) * (both + only_two) * (only_one + neither)
+    if margins == 0:
+        return 0.0
+    excess = both * neither - only_one * only_two
+    n = both + only_one + only_two + neither
+    return (max(excess - n / 2, 0.0) if excess > 0 else excess) / math.sqrt(margins)
+
+
+def _joined(first: float, second: float, phi: float) -> float:
+    return math.sqrt(max(first**2 - 2 * phi * first * second + second**2, 0.0))
+
+
 def _interpretation(rows: Rows, eps: float, seed: int) -> dict[str, Any]:
-    """Tau over the images whose prediction did not change, and over all."""
+    """Tau over the images whose prediction did not change, and over all. A constant map has no tau (NaN)."""
     usable = np.isfinite(rows["tau"])
     kept = rows["unchanged"] & usable
     tau = rows["tau"][kept]
-    low, high = bootstrap(tau, seed=seed)
+    low, high = bootstrap(tau, seed=seed) if len(tau) >= FEWEST_MAPS else (None, None)
     return {
         "eps": eps,
         "tau": float(tau.mean()) if len(tau) else float("nan"),
         "low": low,
         "high": high,
         "survivors": int(rows["unchanged"].sum()),
+        "n_tau": len(tau),
         "n": len(rows["tau"]),
         "tau_all": float(rows["tau"][usable].mean()) if usable.any() else float("nan"),
         "top_k_overlap": float(rows["top_k_overlap"][kept].mean()) if kept.any() else float("nan"),
     }
-
-
-def compare(all_rows: Mapping[str, AllRows], protocol: Protocol) -> list[dict[str, Any]] | None:
-    """Paired differences in robust accuracy, on the same images, with bootstrap intervals."""
-    names = list(all_rows)
-    pairs = [(a, b) for i, a in enumerate(names) for b in names[i + 1 :]]
-    found = []
-    for a, b in pairs:
-        for eps in protocol.eps:
-            one, two = (survivors(all_rows[name], protocol.eps)[eps].astype(float) for name in (a, b))
-            low, high = bootstrap(one - two, seed=protocol.seed)
-            found.append(
-                {"a": a, "b": b, "eps": eps, "difference": float((one - two).mean()), "low": low, "high": high}
-            )
-    return found or None

@@ -39,10 +39,3 @@ class Objective(Protocol):
     def __call__(
         self, model: nn.Module, x: Images, y: Labels, *, step: int, generator: Generator = None
     ) -> tuple[Tensor, Mapping[str, Tensor]]: ...
-
-
-@runtime_checkable
-class Transform(Protocol):
-    """`images -> images`, in [0, 1]."""
-
-    def __call__(self, x: Images, *, generator: Generator = None) -> Images: ...

@@ -10,7 +10,12 @@ from torch import nn
 
 from pellucid.errors import PellucidError
 
-PREFIXES = ("module.", "model.", "module.attacker.")  # what wrappers leave before the names of a state dict
+PREFIXES = (
+    "module.attacker.",
+    "module.model.",
+    "module.",
+    "model.",
+)  # what wrappers leave before the names of a state dict
 
 
 def write_atomically(path: Path, content: bytes) -> None:

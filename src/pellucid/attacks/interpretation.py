@@ -6,8 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from pellucid.balls import Ball, Linf, Radius
+from pellucid.errors import PellucidError
 from pellucid.interpreters.activations import cam
-from pellucid.mapping import logits_and_maps
+from pellucid.mapping import drawing_from, logits_and_maps
 from pellucid.metrics import discrepancy, margin
 from pellucid.network import frozen
 from pellucid.search import ascend
@@ -38,7 +39,10 @@ def aai(
     map (Ghorbani et al. 2019), with no hinge, step 0.01, and return the last iterate. Both start at random:
     at x the discrepancy has no gradient.
     """
+    if k < 1:
+        raise PellucidError(f"k (={k}) must be at least 1")
     classes = y[:, None]
+    interpreter = drawing_from(interpreter, generator)
     as_coded = reading == "as_coded"
     default: Radius = 0.01 if as_coded else 2.5 * ball.eps / max(1, steps)
     with frozen(model):

@@ -8,6 +8,8 @@ from pellucid.cli import attack, audit, demo, evaluate, explain, import_weights,
 from pellucid.cli import data as data_commands
 from pellucid.errors import PellucidError
 
+INTERRUPTED = "interrupted: what was finished in --out is kept; give the command again (train: with --resume) to go on"
+
 app = typer.Typer(
     name="pellucid",
     no_args_is_help=True,
@@ -31,13 +33,26 @@ app.command("list", epilog=listing.EPILOGUE)(listing.listing)
 def run(arguments: list[str] | None = None) -> int:
     """Run a command and return its exit code."""
     try:
-        app(args=arguments, standalone_mode=False)
-    except PellucidError as error:
-        print(f"error: {error}", file=sys.stderr)  # noqa: T201
-        return 2
-    except typer.Exit as done:
-        return done.exit_code
+        code = app(args=arguments, standalone_mode=False)
     except (KeyboardInterrupt, typer.Abort):
-        print("interrupted: what was finished is kept; run the command again to go on", file=sys.stderr)  # noqa: T201
-        return 130
-    return 0
+        return _say(
+            "interrupted: what was finished is kept; give the command again (train: with --resume) to go on", 130
+        )
+    except PellucidError as error:
+        return _say(f"error: {error}", 2)
+    except OSError as error:  # a full disk, a folder that may not be written
+        return _say(f"error: {error.strerror or error}{f': {error.filename}' if error.filename else ''}", 2)
+    except Exception as error:
+        show, usage_code = getattr(error, "show", None), getattr(error, "exit_code", None)
+        if show is None or usage_code is None:  # not the option parser's: a bug, and its traceback is wanted
+            raise
+        show()
+        return usage_code
+    if code == 130:  # the option parser's own answer to Ctrl-C
+        return _say(INTERRUPTED, 130)
+    return code if isinstance(code, int) else 0
+
+
+def _say(words: str, code: int) -> int:
+    print(words, file=sys.stderr)  # noqa: T201
+    return code

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.markup import escape
 
 from pellucid.cli.common import (
     DataOption,
@@ -13,10 +14,12 @@ from pellucid.cli.common import (
     MeanOption,
     ModelOption,
     SeedOption,
+    SizeOption,
     SplitOption,
     StdOption,
     WeightsOption,
     examples,
+    only_for_others,
     open_images,
     open_subject,
     out,
@@ -36,8 +39,9 @@ def attack(
     model: ModelOption,
     data: DataOption,
     attack: Annotated[str, typer.Option(help="See `pellucid list attacks`.")] = "pgd",
-    images: ImagesOption = "200",
+    images: ImagesOption = None,
     split: SplitOption = "test",
+    size: SizeOption = None,
     weights: WeightsOption = None,
     out_folder: Annotated[Path | None, typer.Option("--out", help="Keep the rows (Parquet) and run.json here.")] = None,
     seed: SeedOption = 0,
@@ -56,7 +60,8 @@ def attack(
 
     bound = registry.parse(attack, "attacks")
     interpreter = registry.option(bound, "interpreter")
-    found, indices = open_images(data, split, images, seed)
+    only_for_others([model], weights, mean, std)
+    found, indices = open_images(data, split, images, seed, size)
     subject = open_subject(model, weights, found, device=device, mean=mean, std=std)
     started, now = time.monotonic(), datetime.now(UTC).isoformat(timespec="seconds")
     cells = out_folder / "cells" if out_folder else None
@@ -65,7 +70,12 @@ def attack(
         measurement = Measurement(bound, interpreter, top_k=registry.option(bound, "k") or 8)
         rows = evaluate(subject.model, found, indices, measurement, seed=seed, cells=cells, tick=tick)
     seconds = time.monotonic() - started
-    summary = {"model": model, "attack": registry.describe(bound), "data": data, "images": images}
+    summary = {
+        "model": model,
+        "attack": registry.describe(bound),
+        "data": data,
+        "images": images or f"{len(indices)} at random",
+    }
     summary |= _figures(clean, rows) | {"seconds": round(seconds, 2)}
     if out_folder:
         write_rows(out_folder / "rows.parquet", rows)
@@ -94,6 +104,7 @@ def _figures(clean: dict[str, Any], rows: dict[str, Any]) -> dict[str, Any]:
         found |= {
             "kendall_tau": float(rows["tau"][kept].mean()) if kept.any() else None,
             "survivors": int(rows["unchanged"].sum()),
+            "n_tau": int(kept.sum()),
             "kendall_tau_all": float(finite.mean()) if len(finite) else None,
             "top_k_intersection": float(rows["top_k_overlap"][kept].mean()) if kept.any() else None,
         }
@@ -102,15 +113,18 @@ def _figures(clean: dict[str, Any], rows: dict[str, Any]) -> dict[str, Any]:
 
 def _print(summary: dict[str, Any]) -> None:
     low, high = summary["interval"]
-    out.print(f"[bold]{summary['attack']}[/] on {summary['n']} images of {summary['data']}, {summary['seconds']} s")
+    on = f"on {summary['n']} images of {escape(summary['data'])}, {summary['seconds']} s"
+    out.print(f"[bold]{escape(summary['attack'])}[/] {on}")
     out.print(f"  clean accuracy   {summary['clean_accuracy']:.3f}")
     out.print(f"  robust accuracy  {summary['robust_accuracy']:.3f}  (95 %: {low:.3f} to {high:.3f}; an upper bound)")
     if summary.get("kendall_tau") is not None:
         out.print(
-            f"  Kendall tau      {summary['kendall_tau']:.3f}  over {summary['survivors']} images that keep their class"
+            f"  Kendall tau      {summary['kendall_tau']:.3f}  over {summary['n_tau']} images that keep their class"
         )
         out.print(
             f"                   {summary['kendall_tau_all']:.3f}  over all; top-k {summary['top_k_intersection']:.3f}"
         )
     elif "survivors" in summary:
-        out.print("  Kendall tau      no image kept its class")
+        kept = summary["survivors"]
+        why = f"the map is constant, for {kept} images that keep their class" if kept else "no image kept its class"
+        out.print(f"  Kendall tau      none: {why}")

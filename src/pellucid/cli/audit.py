@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.markup import escape
 
 from pellucid.cli.common import (
     DataOption,
@@ -12,12 +13,14 @@ from pellucid.cli.common import (
     JsonOption,
     MeanOption,
     SeedOption,
+    SizeOption,
     SplitOption,
     StdOption,
     WeightsOption,
     err,
     examples,
     numbers,
+    only_for_others,
     open_images,
     open_subject,
     out,
@@ -40,8 +43,9 @@ def audit(
     model: Annotated[list[str], typer.Option(help="As for `pellucid attack`; more than once to compare.")],
     data: DataOption,
     out_folder: Annotated[Path, typer.Option("--out", help="report.html, audit.json, rows.parquet, run.json.")],
-    images: ImagesOption = "200",
+    images: ImagesOption = None,
     split: SplitOption = "test",
+    size: SizeOption = None,
     weights: WeightsOption = None,
     eps: Annotated[
         str, typer.Option(help="Radii, as 0.1,0.2 or 2/255,8/255; default: a ladder fit for the data.")
@@ -60,10 +64,11 @@ def audit(
     """
     from pellucid import registry
     from pellucid.audit import run_audit, total_work
-    from pellucid.protocol import DEFAULT_AAI, DEFAULT_ATTACK, Protocol, default_ladder
+    from pellucid.protocol import DEFAULT_AAI, DEFAULT_ATTACK, Protocol, default_ladder, prepared
     from pellucid.report.tables import markdown
 
-    found, indices = open_images(data, split, images, seed)
+    only_for_others(model, weights, mean, std)
+    found, indices = open_images(data, split, images, seed, size)
     subjects = _named([open_subject(m, weights, found, device=device, mean=mean, std=std) for m in model])
     protocol = Protocol(
         eps=_ladder(eps) or default_ladder(found.shape[0]),
@@ -71,6 +76,7 @@ def audit(
         aai=registry.parse(aai, "attacks") if aai else DEFAULT_AAI,
         seed=seed,
     )
+    subjects = [prepared(subject, protocol, found) for subject in subjects]
     with progress("auditing", total_work(subjects, len(indices), protocol), quiet=json_) as tick:
         done = run_audit(
             subjects,
@@ -79,7 +85,7 @@ def audit(
             protocol,
             out_folder,
             title=f"{' · '.join(s.name for s in subjects)} on {data}",
-            data={"name": data, "split": split, "images": images},
+            data={"name": data, "split": split, "images": images or f"{len(indices)} at random"},
             device=device,
             tick=tick,
         )
@@ -87,7 +93,7 @@ def audit(
         print_json(done.figures)
     else:
         out.print(markdown(done.figures), markup=False, highlight=False)
-        err.print(f"[bold]{out_folder / 'report.html'}[/]")
+        err.print(f"[bold]{escape(str(out_folder / 'report.html'))}[/]")
 
 
 def _ladder(text: str) -> tuple[float, ...] | None:

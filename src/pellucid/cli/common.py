@@ -33,7 +33,14 @@ DataOption = Annotated[
 ]
 SplitOption = Annotated[str, typer.Option(help="Which split of the data.")]
 ImagesOption = Annotated[
-    str, typer.Option("--images", help="all, a count (a seeded sample), first:N, or boopathy200 (the papers' 200).")
+    str | None,
+    typer.Option(
+        "--images",
+        help="all, a count (a seeded sample), first:N, or boopathy200 (the papers'). Default: 200, or all if fewer.",
+    ),
+]
+SizeOption = Annotated[
+    int | None, typer.Option(help="Resize: the shorter side to this, then the centre square. For photographs.")
 ]
 SeedOption = Annotated[int, typer.Option(help="Seed of everything random.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
@@ -42,6 +49,8 @@ MeanOption = Annotated[
     str, typer.Option(help="Channel means your own --model expects its images normalised by: .5,.5,.5")
 ]
 StdOption = Annotated[str, typer.Option(help="Channel standard deviations, as --mean.")]
+
+DEFAULT_IMAGES = 200
 
 err = Console(stderr=True)
 out = Console()
@@ -83,12 +92,14 @@ def progress(description: str, total: int, *, quiet: bool = False) -> Iterator[A
         yield advance
 
 
-def open_images(data: str, split: str, images: str, seed: int) -> tuple["ImageSet", "Tensor"]:
+def open_images(
+    data: str, split: str, images: str | None, seed: int, size: int | None = None
+) -> tuple["ImageSet", "Tensor"]:
     """A split and the rows chosen from it."""
     from pellucid.data import load, subset
 
-    found = load(data, split)
-    return found, subset(images, len(found), seed)
+    found = load(data, split, size=size)
+    return found, subset(str(min(DEFAULT_IMAGES, len(found))) if images is None else images, len(found), seed)
 
 
 def open_subject(
@@ -102,13 +113,40 @@ def open_subject(
     from pellucid.protocol import Subject
 
     example, _ = images.batch(torch.arange(min(4, len(images))))
-    network, facts = load_model(model, weights=weights, example=example, mean=numbers(mean), std=numbers(std))
+    stored = is_stored(model)  # brings its weights and its normalisation: the options are for the others
+    options = {} if stored else {"weights": weights, "mean": numbers(mean), "std": numbers(std)}
+    network, facts = load_model(model, example=example, **options)
+    _check_classes(model, facts, images)
     try:
         network = network.to(device).eval()
     except (RuntimeError, AssertionError) as error:
         raise PellucidError(f"device {device!r} cannot be used: {error}") from None
     check_contract(network, example.to(device), classes=len(images.class_names))
     return Subject(subject_name(model), network, model, facts)
+
+
+def is_stored(model: str) -> bool:
+    """Whether a model is a file or folder of Pellucid's own, as against an architecture or code."""
+    return Path(model).is_dir() or (Path(model).is_file() and Path(model).suffix == ".safetensors")
+
+
+def only_for_others(models: list[str], weights: Path | None, mean: str, std: str) -> None:
+    """Options that no model would take are refused, not ignored."""
+    if all(map(is_stored, models)) and (weights or mean or std):
+        raise PellucidError(
+            f"{', '.join(models)} brings its own weights and normalisation: --weights, --mean and --std are for an "
+            "architecture or your own code"
+        )
+
+
+def _check_classes(model: str, facts: Mapping[str, str], images: "ImageSet") -> None:
+    trained = json.loads(facts["classes"]) if "classes" in facts else None
+    if trained is not None and trained != list(images.class_names):
+        differ = [f"{a!r} / {b!r}" for a, b in zip(trained, images.class_names, strict=False) if a != b][:3]
+        raise PellucidError(
+            f"{model} was trained on {len(trained)} classes that are not those of {images.name} "
+            f"({len(images.class_names)}; first differences: {', '.join(differ) or 'their number'})"
+        )
 
 
 def subject_name(model: str) -> str:

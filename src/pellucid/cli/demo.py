@@ -42,7 +42,6 @@ def demo(
         model=[str(out / name) for name in OBJECTIVES],
         data="digits",
         out_folder=out,
-        images="200",
         eps="0.05,0.1,0.15,0.2,0.25,0.3",
     )
     err.print("Open it in a browser. Your own classifier next: pellucid audit --help")

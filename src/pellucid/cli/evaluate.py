@@ -13,10 +13,12 @@ from pellucid.cli.common import (
     MeanOption,
     ModelOption,
     SeedOption,
+    SizeOption,
     SplitOption,
     StdOption,
     WeightsOption,
     examples,
+    only_for_others,
     open_images,
     open_subject,
     out,
@@ -36,6 +38,7 @@ def evaluate(
     data: DataOption,
     images: ImagesOption = "all",
     split: SplitOption = "test",
+    size: SizeOption = None,
     weights: WeightsOption = None,
     out_folder: Annotated[Path | None, typer.Option("--out", help="Keep the rows (Parquet) here.")] = None,
     seed: SeedOption = 0,
@@ -53,7 +56,8 @@ def evaluate(
     from pellucid.evaluation import evaluate as run
     from pellucid.results import rate, write_rows
 
-    found, indices = open_images(data, split, images, seed)
+    only_for_others([model], weights, mean, std)
+    found, indices = open_images(data, split, images, seed, size)
     subject = open_subject(model, weights, found, device=device, mean=mean, std=std)
     started = time.monotonic()
     with progress("evaluating", len(indices), quiet=json_) as tick:

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.markup import escape
 
 from pellucid.cli.common import (
     DataOption,
@@ -13,11 +14,13 @@ from pellucid.cli.common import (
     MeanOption,
     ModelOption,
     SeedOption,
+    SizeOption,
     SplitOption,
     StdOption,
     WeightsOption,
     err,
     examples,
+    only_for_others,
     open_images,
     open_subject,
     print_json,
@@ -41,6 +44,7 @@ def explain(
     target: Annotated[str, typer.Option(help="Whose map: label, predicted, or a class's number or name.")] = "label",
     images: ImagesOption = "first:8",
     split: SplitOption = "test",
+    size: SizeOption = None,
     weights: WeightsOption = None,
     seed: SeedOption = 0,
     device: DeviceOption = "cpu",
@@ -58,7 +62,8 @@ def explain(
     from pellucid.weights import write_atomically
 
     bound = registry.parse(interpreter, "interpreters")
-    found, indices = open_images(data, split, images, seed)
+    only_for_others([model], weights, mean, std)
+    found, indices = open_images(data, split, images, seed, size)
     if len(indices) > 256:
         raise PellucidError(f"{len(indices)} images are more than a picture holds: choose at most 256 with --images")
     subject = open_subject(model, weights, found, device=device, mean=mean, std=std)
@@ -71,7 +76,7 @@ def explain(
     tensors = {"maps": maps, "images": x, "labels": y, "predictions": predicted, "classes": classes, "indices": indices}
     facts = {"interpreter": registry.describe(bound), "model": model, "data": data}
     write_atomically(
-        out_folder / "maps.safetensors", save({k: t.cpu().contiguous() for k, t in tensors.items()}, facts)
+        out_folder / "maps.safetensors", save({k: t.cpu().contiguous().clone() for k, t in tensors.items()}, facts)
     )
     flat = maps.flatten(1, -3).sum(1) if maps.dim() > 3 else maps
     names = found.class_names
@@ -80,7 +85,7 @@ def explain(
     if json_:
         print_json({"maps": str(out_folder / "maps.safetensors"), "shape": list(maps.shape), "n": len(x), **facts})
     else:
-        err.print(f"[bold]{out_folder / 'sheet.png'}[/]  maps {tuple(maps.shape)} in maps.safetensors")
+        err.print(f"[bold]{escape(str(out_folder / 'sheet.png'))}[/]  maps {tuple(maps.shape)} in maps.safetensors")
 
 
 def _classes(target: str, y: "Tensor", predicted: "Tensor", names: tuple[str, ...]) -> "Tensor":

@@ -46,6 +46,7 @@ def train(
 
     from pellucid.data import load
     from pellucid.recipe import Recipe
+    from pellucid.run_folder import other_threads
     from pellucid.training import train as run
 
     recipe = Recipe(
@@ -67,6 +68,8 @@ def train(
         seed=seed,
     )
     images = load(data, split)
+    if resume and device == "cpu" and (warning := other_threads(out)):
+        err.print(f"warning: {warning}", markup=False, soft_wrap=True)
     started = time.monotonic()
     with progress(f"training {out.name}", steps, quiet=json_) as advance:
 

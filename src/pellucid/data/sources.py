@@ -156,9 +156,8 @@ def missing_text(name: str, split: str, looked: list[str]) -> str:
     """What to say of data that is nowhere: every place looked, and how to get it, with and without a network."""
     root = data_folder()
     here = sorted(p.name for p in root.iterdir() if p.is_dir()) if root else []
-    lines = [
-        f"cannot find the data set {name!r}, split {split!r}: {suggestion(name, {*KNOWN, *here} - {name})}looked for"
-    ]
+    hint = "" if name in KNOWN else suggestion(name, {*KNOWN, *here})
+    lines = [f"cannot find the data set {name!r}, split {split!r}: {hint}looked for"]
     lines += [f"  - {place}" for place in looked]
     target = root or Path("DIR")
     hub = KNOWN[name].hub if name in KNOWN else name if name.count("/") == 1 and not _is_path(name) else None

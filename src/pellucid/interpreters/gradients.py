@@ -5,11 +5,13 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from pellucid.errors import PellucidError
 from pellucid.types import Classes, Generator, Images, Maps
 
 Of = Literal["logit", "log_probability"]
 
-CHUNK = 250  # images per pass: measured fastest on CPUs, and what bounds the memory
+CHUNK = 250  # images per pass at most: measured fastest on CPUs
+CHUNK_VALUES = 1_000_000  # pixel values per pass: what bounds the memory of large images
 
 
 def gradient(model: nn.Module, x: Images, classes: Classes, *, of: Of = "logit") -> Maps:
@@ -34,9 +36,11 @@ def smoothgrad(
     Zhang & Zhu 2019 use `of="log_probability"`, n = 100 and (in their figures' code) sigma .10.
     Source: Smilkov et al. 2017. With `sigma=0` it is the gradient.
     """
+    if samples < 1:
+        raise PellucidError(f"samples (={samples}) must be at least 1")
     spread = (x.flatten(1).amax(1) - x.flatten(1).amin(1)).detach()[:, None, None, None]
     total: Tensor | None = None
-    per_pass = max(1, CHUNK // max(1, len(x) * classes.shape[1]))
+    per_pass = max(1, _per_pass(x) // max(1, len(x) * classes.shape[1]))
     for first in range(0, samples, per_pass):
         count = min(per_pass, samples - first)
         noise = torch.empty(count, *x.shape, dtype=x.dtype, device=x.device).normal_(generator=generator)
@@ -44,7 +48,7 @@ def smoothgrad(
         part = gradient(model, noisy, classes.repeat(count, 1), of=of)
         part = part.reshape(count, len(x), *part.shape[1:]).sum(0)
         total = part if total is None else total + part
-    assert total is not None, f"samples (={samples}) must be at least 1"
+    assert total is not None
     return total / samples
 
 
@@ -64,9 +68,11 @@ def integrated_gradients(
     `f_c(x) - f_c(a)`, and the midpoint rule gets there faster. Source: Sundararajan et al. 2017;
     Boopathy et al. 2020, eq. 2 (m = 100, right).
     """
+    if steps < 1:
+        raise PellucidError(f"steps (={steps}) must be at least 1")
     shift = 0.0 if rule == "right" else 0.5
     total: Tensor | None = None
-    per_pass = max(1, CHUNK // max(1, len(x) * classes.shape[1]))
+    per_pass = max(1, _per_pass(x) // max(1, len(x) * classes.shape[1]))
     for first in range(1, steps + 1, per_pass):
         k = torch.arange(first, min(first + per_pass, steps + 1), dtype=x.dtype, device=x.device)
         t = ((k - shift) / steps)[:, None, None, None, None]
@@ -74,16 +80,22 @@ def integrated_gradients(
         part = gradient(model, points, classes.repeat(len(k), 1), of=of)
         part = part.reshape(len(k), len(x), *part.shape[1:]).sum(0)
         total = part if total is None else total + part
-    assert total is not None, f"steps (={steps}) must be at least 1"
+    assert total is not None
     return (x - baseline)[:, None] * total / steps
+
+
+def _per_pass(x: Images) -> int:
+    """How many images of this size go in one pass."""
+    return max(1, min(CHUNK, CHUNK_VALUES // max(1, x.shape[1] * x.shape[2] * x.shape[3])))
 
 
 def _gradients(model: nn.Module, x: Images, rows: Tensor, classes: Tensor, of: Of) -> Tensor:
     """Gradients of single logits at the images `x[rows]`, in chunks."""
     differentiable = torch.is_grad_enabled()
     parts = []
-    for first in range(0, max(1, len(rows)), CHUNK):
-        part = slice(first, first + CHUNK)
+    per_pass = _per_pass(x)
+    for first in range(0, max(1, len(rows)), per_pass):
+        part = slice(first, first + per_pass)
         with torch.enable_grad():
             at = x[rows[part]]
             at = at if at.requires_grad else at.detach().requires_grad_()

@@ -8,8 +8,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pellucid.balls import Ball, Linf, Radius
+from pellucid.errors import PellucidError
 from pellucid.interpreters.activations import cam
-from pellucid.mapping import logits_and_all_maps
+from pellucid.mapping import drawing_from, logits_and_all_maps
 from pellucid.metrics import weighted_discrepancy
 from pellucid.network import frozen
 from pellucid.schedules import Schedule, at
@@ -27,6 +28,10 @@ class _Discrepancy:
     reading: Reading
     one_class: bool
     detach_weights: bool
+
+    def __post_init__(self) -> None:
+        if self.reading == "as_coded" and self.interpreter is not cam:
+            raise PellucidError("reading='as_coded' is of class activation maps: other maps were never divided by u")
 
     def __call__(self, clean: Maps, attacked: Maps, logits_attacked: Logits, y: Labels) -> PerExample:
         if self.one_class:
@@ -89,7 +94,7 @@ def int_(
     the ball's. The published networks come from `reading="as_coded"` and gamma 0.01, about gamma 1 as written.
     Source: Boopathy et al. 2020, eqs. 8 and 9. Deviation: x' is sought on the network in eval mode.
     """
-    distance = _Discrepancy(interpreter, reading, one_class, detach_weights)
+    distance = _Discrepancy(drawing_from(interpreter, generator), reading, one_class, detach_weights)
     search = _Search(ball, eps, steps, step_size)
     with frozen(model):
         with torch.no_grad():
@@ -127,7 +132,7 @@ def int2(
     `adversarial` (Int2-Adv) replaces the clean loss by `CE(f(x'), y)`. Options as for Int.
     Source: Boopathy et al. 2020 (ICML version), with D~ of eq. 8.
     """
-    distance = _Discrepancy(interpreter, reading, one_class, detach_weights)
+    distance = _Discrepancy(drawing_from(interpreter, generator), reading, one_class, detach_weights)
     search = _Search(ball, eps, steps, step_size)
     with frozen(model):
         attacked = search(lambda at: F.cross_entropy(model(at), y, reduction="none"), x, step, generator)

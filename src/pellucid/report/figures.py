@@ -9,7 +9,7 @@ from markupsafe import Markup, escape
 
 from pellucid.report.words import radius, shorten, significant
 
-TONES = 6  # distinct model colours, each with its own marker
+TONES = 6  # distinct model colours, each with its own marker; from the seventh model on, lines are dashed too
 _WIDTH, _HEIGHT = 520.0, 345.0
 _LEFT, _TOP, _BOTTOM = 50.0, 34.0, 46.0
 _NAME_LENGTH = 16
@@ -38,7 +38,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Line:
-    """The values of one model along x; `tone` numbers its colour and marker, `doubtful` draws it dotted."""
+    """The values of one model along x; `tone` numbers its colour, marker and dashes, `doubtful` draws it dotted."""
 
     name: str
     tone: int
@@ -93,7 +93,7 @@ def spreads(rows: Sequence[Spread], *, title: str, x_label: str) -> Markup:
     ticks = _log_ticks(min(values), max(values)) if logarithmic else _linear_ticks(max(values))
     scale = np.log10 if logarithmic else np.asarray
     first, last = float(scale(ticks[0])), float(scale(ticks[-1]))
-    width, row_height, left, right = _WIDTH, 46.0, 14.0, _WIDTH - 24
+    row_height, left, right = 46.0, 14.0, _WIDTH - 24
     bottom = 10 + row_height * len(rows)
 
     def place(value: float) -> float:
@@ -104,7 +104,7 @@ def spreads(rows: Sequence[Spread], *, title: str, x_label: str) -> Markup:
     parts += [_text(significant(tick), "tick mid", place(tick), bottom + 17) for tick in ticks]
     parts.append(_text(x_label, "axis mid", (left + right) / 2, bottom + 38))
     parts += [_box(row, place, 10 + row_height * i) for i, row in enumerate(rows)]
-    return _svg(width, bottom + 46, title, parts)
+    return _svg(_WIDTH, bottom + 46, title, parts)
 
 
 def meter(
@@ -140,10 +140,13 @@ def meter(
 
 
 def swatch(tone: int) -> Markup:
-    """The colour and marker by which a model is known on the whole page."""
+    """The colour and marker by which a model is known on the whole page, with its dashes where colours come again."""
+    repeated = tone >= TONES
+    half = 21 if repeated else 7
+    dashes = f'<line class="line"{_dashes(tone)} x1="-20" y1="0" x2="20" y2="0"/>' if repeated else ""
     return Markup(
-        f'<svg class="swatch tone{tone % TONES}" viewBox="-7 -7 14 14" aria-hidden="true" focusable="false">'
-        f'<path class="marker" d="{_MARKERS[tone % TONES]}"/></svg>'
+        f'<svg class="swatch{" long" if repeated else ""} tone{tone % TONES}" viewBox="{-half} -7 {2 * half} 14" '
+        f'aria-hidden="true" focusable="false">{dashes}<path class="marker" d="{_MARKERS[tone % TONES]}"/></svg>'
     )
 
 
@@ -229,6 +232,14 @@ def _band(line: Line, frame: _Frame) -> str:
     return f'<polygon class="band {tone}" points="{" ".join(there + back)}"/>'
 
 
+def _dashes(tone: int, *, doubtful: bool = False) -> str:
+    """A pattern per round through the colours: solid, dash, dash-dot, dash-dot-dot; doubtful: dots, pairs, threes."""
+    cycle = tone // TONES
+    if doubtful:
+        return f' stroke-dasharray="{"1.5 5 " * cycle}1.5 {5 + 6 * bool(cycle)}"'
+    return f' stroke-dasharray="9 4{" 2 4" * (cycle - 1)}"' if cycle else ""
+
+
 def _stroke(line: Line, frame: _Frame) -> str:
     path = " ".join(f"{frame.x(p.x):.1f},{frame.y(p.value):.1f}" for p in line.points)
     markers = "".join(
@@ -237,7 +248,8 @@ def _stroke(line: Line, frame: _Frame) -> str:
         for p in line.points
     )
     kind = "line doubtful" if line.doubtful else "line"
-    return f'<g class="tone{line.tone % TONES}"><polyline class="{kind}" points="{path}"/>{markers}</g>'
+    dashes = _dashes(line.tone, doubtful=line.doubtful)
+    return f'<g class="tone{line.tone % TONES}"><polyline class="{kind}"{dashes} points="{path}"/>{markers}</g>'
 
 
 def _box(row: Spread, place: Callable[[float], float], top: float) -> str:

@@ -60,13 +60,15 @@ def _maps(row: Mapping[str, Any], answers: Mapping[str, Any], arrays: Arrays) ->
     kinds = {"map_clean": "Original", "map_attacked": "Attacked", "map_aai": "Explanation attacked"}
     found = {kind: arrays.get(f"{row['row']}/{name}/{kind}") for kind in kinds}
     scale = images.common_scale(*found.values())
-    tau = words.number((answers.get("interpretation_attacked") or {}).get("tau"))
+    torn = answers.get("interpretation_attacked")
+    tau = words.number((torn or {}).get("tau"))
+    told = f"τ {words.decimal(tau)}" if tau is not None else ("constant: no τ" if torn else "")
     tiles = [
         _tile(
             kinds[kind],
             images.signed_map(field, scale=scale),
             field,
-            text=f"τ {words.decimal(tau)}" if kind == "map_aai" and tau is not None else "",
+            text=told if kind == "map_aai" else "",
         )
         for kind, field in found.items()
         if field is not None

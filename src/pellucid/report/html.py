@@ -24,12 +24,15 @@ def build(audit: dict[str, Any], gallery: dict[str, np.ndarray], run: dict[str, 
 
 
 def _context(audit: dict[str, Any], arrays: dict[str, np.ndarray], run: dict[str, Any] | None) -> dict[str, Any]:
-    models, data, eps = audit["models"], audit["data"], story.reference_radius(audit)
+    models, data, eps = audit["models"], audit["data"], story.headline_radius(audit)
     chance = 1 / max(len(data["classes"]), 1)
     return {
         "audit": audit,
         "run": run,
         "eps": None if eps is None else words.radius(eps),
+        "attacked": bool(words.radii(audit)),
+        "significant": words.SIGNIFICANT,
+        "map": words.map_name(audit["protocol"].get("interpreter")),
         "chance": chance,
         "lead": story.lead(audit, eps),
         "cards": [story.card(model, tone, eps=eps, chance=chance) for tone, model in enumerate(models)],

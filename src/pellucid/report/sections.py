@@ -8,6 +8,8 @@ from pellucid.report import figures, words
 
 Audit = Mapping[str, Any]
 
+_NO_LOCATION = " (a map with one position, or the same value everywhere, carries no location)"
+
 
 def robustness(audit: Audit, chance: float) -> dict[str, Any]:
     """Accuracy against radius, radius 0 being the clean images, and the same figures as a table."""
@@ -31,14 +33,13 @@ def robustness(audit: Audit, chance: float) -> dict[str, Any]:
 
 
 def explanation(audit: Audit) -> dict[str, Any]:
-    """Rank correlation of maps against radius; models without a class activation map are listed with the reason."""
+    """Rank correlation of maps against radius; models without maps are listed with the reason."""
     models, eps = audit["models"], words.radii(audit, "aai")
     lines, lost = [], []
     for tone, model in enumerate(models):
         entries = sorted(model.get("aai") or [], key=lambda entry: entry["eps"])
         lines.append(figures.Line(model["name"], tone, [p for e in entries if (p := _tau_point(model["name"], e))]))
-        gone = [words.radius(e["eps"]) for e in entries if words.number(e.get("tau")) is None]
-        lost += [f"{model['name']} at ε {', '.join(gone)}: {words.NO_SURVIVOR}."] if gone else []
+        lost += _lost(model["name"], entries)
     lowest = min((point.low for line in lines for point in line.points), default=0.0)
     ticks = [-1, -0.5, 0, 0.5, 1] if lowest < 0 else [0, 0.25, 0.5, 0.75, 1]
     figure = figures.curves(
@@ -55,6 +56,16 @@ def explanation(audit: Audit) -> dict[str, Any]:
         "lost": lost,
         "refused": [(m["name"], m.get("aai_refused") or words.ABSENT) for m in models if not m.get("aai")],
     }
+
+
+def _lost(name: str, entries: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Where a model has no rank correlation, and why: one line per reason."""
+    gone = [entry for entry in entries if words.number(entry.get("tau")) is None]
+    lines = []
+    for reason, more in ((words.NO_SURVIVOR, ""), (words.CONSTANT, _NO_LOCATION)):
+        here = [words.radius(entry["eps"]) for entry in gone if words.tau_missing(entry) == reason]
+        lines += [f"{name} at ε {', '.join(here)}: {reason}{more}."] if here else []
+    return lines
 
 
 def sensitivity(audit: Audit) -> dict[str, Any]:
@@ -79,7 +90,7 @@ def sensitivity(audit: Audit) -> dict[str, Any]:
 
 
 def comparison(audit: Audit) -> list[dict[str, Any]]:
-    """Paired differences of robust accuracy with their intervals: what zero outside the interval allows to say."""
+    """Paired differences of robust accuracy with intervals; a winner only where the corrected p-value bears one."""
     tones = {model["name"]: tone for tone, model in enumerate(audit["models"])}
     doubtful = {model["name"] for model in audit["models"] if words.failures(model)}
     rows = []
@@ -87,6 +98,7 @@ def comparison(audit: Audit) -> list[dict[str, Any]]:
         value, low, high = (words.number(pair.get(key)) for key in ("difference", "low", "high"))
         if value is None or low is None or high is None:
             continue
+        p = words.number(pair.get("p_holm"))
         first, second = pair["a"], pair["b"]
         better = first if value > 0 else second
         rows.append(
@@ -98,7 +110,8 @@ def comparison(audit: Audit) -> list[dict[str, Any]]:
                 "difference": words.points(value),
                 "interval": f"[{words.points(low)}, {words.points(high)}]",
                 "meter": figures.meter(value, low, high, tone=tones.get(better, 0), span=(-1.0, 1.0), mark=0.0),
-                "better": None if low <= 0 <= high else better,
+                "p": words.p_value(p),
+                "better": better if p is not None and p < words.SIGNIFICANT else None,
                 "doubtful": not doubtful.isdisjoint((first, second)),
             }
         )
@@ -167,12 +180,12 @@ def _rate_cell(entry: Mapping[str, Any] | None) -> dict[str, str]:
 def _tau_cell(entry: Mapping[str, Any] | None) -> dict[str, str]:
     if entry is None:
         return {"main": words.ABSENT, "more": ""}
-    kept = f"{words.count(entry['survivors'])} of {words.count(entry['n'])} kept their class"
     rest = []
     if words.number(entry.get("tau_all")) is not None:
         rest.append(f"all images: τ {words.decimal(entry['tau_all'])}")
     if words.number(entry.get("top_k_overlap")) is not None:
         rest.append(f"top overlap {words.percent(entry['top_k_overlap'])}")
     has = words.number(entry.get("tau")) is not None
-    main = f"τ {words.decimal(entry['tau'])}" if has else words.NO_SURVIVOR
-    return {"main": main, "more": "; ".join([f"{words.tau_interval(entry)} {kept}".strip(), *rest])}
+    main = f"τ {words.decimal(entry['tau'])}" if has else words.tau_missing(entry)
+    interval = f"{words.tau_interval(entry)} " if has else ""
+    return {"main": main, "more": "; ".join([interval + words.tau_detail(entry), *rest])}

@@ -9,15 +9,11 @@ HOLDS = 0.75  # robust accuracy at least this share of clean accuracy
 KEPT, SHIFTED = 0.8, 0.5  # rank correlations of the explanation
 
 
-def reference_radius(audit: Mapping[str, Any]) -> float | None:
-    """The largest radius at which some model keeps half of its clean accuracy: where models are told apart best.
-
-    A model that fails a masking check does not decide it. Where none keeps half anywhere, the smallest radius measured;
-    None where nothing was attacked.
-    """
-    measured, models = words.radii(audit), _credible(audit)
-    telling = [eps for eps in measured if any((_value(m, eps) or 0) >= m["clean"]["value"] / 2 > 0 for m in models)]
-    return max(telling, default=min(measured, default=None))
+def headline_radius(audit: Mapping[str, Any]) -> float | None:
+    """The radius of the headline: the protocol's, which no outcome can move. None where the protocol has no radius."""
+    protocol = audit["protocol"]
+    ladder = protocol["eps"]
+    return protocol.get("gallery_eps", ladder[len(ladder) // 2] if ladder else None)
 
 
 def lead(audit: Mapping[str, Any], eps: float | None) -> str:
@@ -86,7 +82,11 @@ def explanation_verdict(aai: Mapping[str, Any] | None) -> dict[str, str]:
         return {"kind": "none", "text": "Explanation: not measured"}
     tau = words.number(aai.get("tau"))
     if tau is None:
-        return {"kind": "none", "text": "Explanation: no image left to judge"}
+        constant = words.tau_missing(aai) == words.CONSTANT
+        return {
+            "kind": "none",
+            "text": f"Explanation: {words.CONSTANT if constant else 'no image left to judge'}",
+        }
     if tau >= KEPT:
         return {"kind": "good", "text": "Explanation: kept"}
     if tau >= SHIFTED:
@@ -114,14 +114,15 @@ def _tau_metric(aai: Mapping[str, Any] | None, tone: int) -> dict[str, Any]:
     label = "Explanation kept" + (f", ε {words.radius(aai['eps'])}" if aai else "")
     value = words.number((aai or {}).get("tau"))
     if aai is None or value is None:
-        text = words.ABSENT if aai is None else words.NO_SURVIVOR
-        return {"label": label, "value": text, "interval": "", "detail": "", "meter": ""}
+        text = words.ABSENT if aai is None else words.tau_missing(aai)
+        detail = words.tau_detail(aai) if aai else ""
+        return {"label": label, "value": text, "interval": "", "detail": detail, "meter": ""}
     low, high = (words.number(aai.get(side)) for side in ("low", "high"))
     return {
         "label": label,
         "value": f"τ {words.decimal(value)}",
         "interval": words.tau_interval(aai),
-        "detail": f"{words.count(aai['survivors'])} of {words.count(aai['n'])} kept their class",
+        "detail": words.tau_detail(aai),
         "meter": figures.meter(value, value if low is None else low, value if high is None else high, tone=tone),
     }
 

@@ -21,7 +21,20 @@ def markdown(audit: Mapping[str, Any]) -> str:
     data = audit["data"]
     about = f"{_plain(data['name'])} ({_plain(data['split'])}), n = {data['n']}, 95 % intervals. "
     bound = "Robust accuracy is what one attack leaves: an upper bound."
-    return f"{_aligned(rows)}\n\n{about}{bound}\n"
+    return "\n".join([_aligned(rows), "", about + bound, *_tau_notes(audit), ""])
+
+
+def _tau_notes(audit: Mapping[str, Any]) -> list[str]:
+    entries = [entry for model in audit["models"] for entry in model.get("aai") or []]
+    notes = ["Explanation tau is a mean over the n images that kept their class."] if entries else []
+    if any(words.number(e.get("tau")) is None and words.tau_missing(e) == words.CONSTANT for e in entries):
+        notes.append("A constant map (such as one with a single position) carries no location: it has no tau.")
+    notes += [
+        f"{words.shorten(_plain(m['name']), 32)}: explanation not measured: {_plain(m['aai_refused'])}"
+        for m in audit["models"]
+        if not m.get("aai") and m.get("aai_refused")
+    ]
+    return notes
 
 
 def _checks(model: Mapping[str, Any]) -> str:

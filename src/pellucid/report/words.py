@@ -6,6 +6,18 @@ from typing import Any
 
 ABSENT = "not measured"
 NO_SURVIVOR = "no image kept its class"
+CONSTANT = "the map is constant"
+TOO_FEW = "too few for an interval"
+SIGNIFICANT = 0.05  # a corrected p-value below this names a winner
+_MAPS = {
+    "cam": "class activation map",
+    "gradcam": "Grad-CAM map",
+    "gradcam_plus_plus": "Grad-CAM++ map",
+    "gradient": "input-gradient map",
+    "smoothgrad": "SmoothGrad map",
+    "integrated_gradients": "integrated-gradients map",
+    "representation": "representation map",
+}
 _SPACE = "\u00a0"  # no line break between a figure and its unit
 
 _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
@@ -78,18 +90,48 @@ def rate(value: Mapping[str, Any] | None) -> str:
 
 
 def tau_interval(entry: Mapping[str, Any]) -> str:
-    """The interval of a rank correlation, "[0.88, 0.93]" (a comma: a dash would read as a minus)."""
+    """The interval of a rank correlation, "[0.88, 0.93]" (a comma: a dash would read as a minus), or why not."""
     low, high = number(entry.get("low")), number(entry.get("high"))
-    return "" if low is None or high is None else f"[{decimal(low)}, {decimal(high)}]"
+    return f"({TOO_FEW})" if low is None or high is None else f"[{decimal(low)}, {decimal(high)}]"
+
+
+def averaged(entry: Mapping[str, Any]) -> int:
+    """How many rank correlations a mean one is the mean of: images that kept their class and have a map to compare."""
+    return int(entry["n_tau"] if "n_tau" in entry else entry["survivors"])
+
+
+def tau_missing(entry: Mapping[str, Any]) -> str:
+    """Why there is no rank correlation: no image is left, or images are, and their maps are constant."""
+    return CONSTANT if entry["survivors"] else NO_SURVIVOR
 
 
 def tau(entry: Mapping[str, Any] | None) -> str:
-    """A rank correlation with its interval, or the reason why there is none."""
+    """A rank correlation with its interval and how many it averages, or the reason why there is none."""
     if entry is None:
         return ABSENT
     if number(entry.get("tau")) is None:
-        return NO_SURVIVOR
-    return f"{decimal(entry['tau'])} {tau_interval(entry)}".strip()
+        return tau_missing(entry)
+    return f"{decimal(entry['tau'])} {tau_interval(entry)}, n = {count(averaged(entry))}"
+
+
+def tau_detail(entry: Mapping[str, Any]) -> str:
+    """How many maps a mean rank correlation averages, and how many images kept their class."""
+    kept = f"{count(entry['survivors'])} of {count(entry['n'])} kept their class"
+    return f"n = {count(averaged(entry))}; {kept}" if averaged(entry) else kept
+
+
+def p_value(value: Any) -> str:
+    """A p-value: "p = 0.62", "p = 0.0143" where the threshold is near, "p < 0.001" for any smaller."""
+    finite = number(value)
+    if finite is None:
+        return f"p {ABSENT}"
+    return "p < 0.001" if finite < 0.001 else f"p = {finite:.{2 if finite >= 0.1 else 4}f}"
+
+
+def map_name(interpreter: str | None) -> str:
+    """The maps of an interpreter as people call them, in the singular; `interpreter` is its specification."""
+    name = (interpreter or "cam").partition("(")[0]
+    return _MAPS.get(name, f"{name} map")
 
 
 def count(value: int) -> str:

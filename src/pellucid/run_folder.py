@@ -1,0 +1,131 @@
+"""A training run's folder: whose it is, who writes in it now, and what a killed process left there."""
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pellucid.errors import PellucidError
+from pellucid.recipe import differences
+from pellucid.weights import write_atomically
+
+RECIPE, RUN, CHECKPOINT, LOCK = "recipe.json", "run.json", "checkpoint.safetensors", ".lock"
+
+
+@contextmanager
+def locked(out: Path) -> Iterator[None]:
+    """Keep other processes out of a folder; `.lock` there holds the process id. Raises `PellucidError` naming it.
+
+    The system drops the lock of a process that dies, however it dies: its `.lock` and `*.part` files are cleared away.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    descriptor = _lock(out / LOCK)
+    try:
+        _remove_leftovers(out)
+        yield
+    finally:
+        (out / LOCK).unlink(missing_ok=True)  # before it is unlocked: whoever waits for this file must look again
+        os.close(descriptor)
+
+
+def check(out: Path, run: Mapping[str, Any], *, resume: bool) -> None:
+    """Raise `PellucidError` unless `out` is free or, to be resumed, holds this very run (a `recipe.identity`)."""
+    if not resume and any((out / name).exists() for name in (RECIPE, CHECKPOINT)):
+        raise PellucidError(
+            f"{out} already holds a training run: add --resume to go on with it, or choose another --out"
+        )
+    if not (out / RECIPE).exists():
+        return
+    stored = {**_read(out / RUN), "recipe": _read(out / RECIPE)}
+    try:
+        changed = differences(stored, run)
+    except (TypeError, PellucidError) as error:
+        raise _unreadable(out / RECIPE, error) from None
+    if changed:
+        raise PellucidError(f"{out} holds another run ({'; '.join(changed)}): resume it as it was")
+
+
+def claim(out: Path, run: Mapping[str, Any]) -> None:
+    """Make `out` this run's own: the recipe, and the data's digest, the device and the number of threads beside it."""
+    if (out / RECIPE).exists():
+        return
+    facts = {"data_digest": run["data_digest"], "device": run["device"], "threads": torch.get_num_threads()}
+    write_atomically(out / RUN, json.dumps(facts, indent=1).encode())
+    write_atomically(out / RECIPE, json.dumps(run["recipe"], indent=1).encode())  # last: it is what claims
+
+
+def other_threads(out: Path) -> str | None:
+    """A warning where a run was started on another number of threads: sums are then added up in another order."""
+    before, now = _read(out / RUN).get("threads"), torch.get_num_threads()
+    if before is None or before == now:
+        return None
+    return (
+        f"{out} was started on {before} threads and goes on with {now}: the weights will differ in the last bits from "
+        f"an uninterrupted run's. To have the same, set OMP_NUM_THREADS={before}"
+    )
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """A file's JSON object; an empty one where there is no file."""
+    if not path.exists():
+        return {}
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise _unreadable(path, error) from None
+    if not isinstance(found, dict):
+        raise _unreadable(path, TypeError(f"a {type(found).__name__}, not an object"))
+    return found
+
+
+def _unreadable(path: Path, error: Exception) -> PellucidError:
+    return PellucidError(f"{path} cannot be read ({error}): remove the run's folder, or choose another --out")
+
+
+def _lock(path: Path) -> int:
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.read(descriptor, 20).decode() or "unknown"
+            os.close(descriptor)
+            raise PellucidError(
+                f"process {holder} is training in {path.parent}: let it finish, or choose another --out"
+            ) from None
+        except OSError:  # a file system without locks (some network ones): nobody can be kept out
+            pass
+        if _is(path, descriptor):
+            os.truncate(descriptor, 0)
+            os.write(descriptor, str(os.getpid()).encode())
+            return descriptor
+        os.close(descriptor)  # its last holder removed the file between the opening and the locking
+
+
+def _is(path: Path, descriptor: int) -> bool:
+    try:
+        return os.path.samestat(path.stat(), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
+
+
+def _remove_leftovers(out: Path) -> None:
+    """What `write_atomically` could not finish, as `.NAME.PID.part`, where that process is no more."""
+    for path in out.glob(".*.part"):
+        pid = path.name.split(".")[-2]
+        if pid.isdigit() and (int(pid) == os.getpid() or not _alive(int(pid))):
+            path.unlink(missing_ok=True)
+
+
+def _alive(pid: int) -> bool:
+    with suppress(PermissionError):  # somebody else's, so there is one
+        try:
+            os.kill(pid, 0)
+        except (ProcessLookupError, OverflowError):
+            return False
+    return True

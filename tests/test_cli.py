@@ -1,0 +1,146 @@
+"""The command line: every command on the embedded digits, its JSON, its exit codes, no traceback for mistakes."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from pellucid.cli import run
+
+TRAIN = ["train", "--data", "digits", "--arch", "small", "--steps", "30", "--batch-size", "32", "--json"]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A network trained for a moment, through the command line."""
+    out = tmp_path_factory.mktemp("runs") / "a"
+    assert run([*TRAIN, "--out", str(out)]) == 0
+    return out
+
+
+def output(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict:
+    """The one JSON object a command prints."""
+    capsys.readouterr()
+    assert run(list(arguments)) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_a_run_leaves_what_it_promises(trained: Path) -> None:
+    """Weights, recipe, metrics, TensorBoard events; no half-written neighbours."""
+    names = {p.name for p in trained.iterdir()}
+    assert {"model.safetensors", "recipe.json", "metrics.json", "tensorboard"} <= names
+    assert list((trained / "tensorboard").glob("events*"))
+    assert not list(trained.glob("*.part"))
+
+
+def test_attack_prints_one_object(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The fields that scripts depend on, and the rows they come from."""
+    arguments = ["attack", "--model", str(trained), "--data", "digits", "--images", "first:30", "--json"]
+    found = output(capsys, *arguments, "--attack", "pgd(ball=Linf(0.1), steps=3)", "--out", str(tmp_path))
+    expected = {"robust_accuracy", "clean_accuracy", "n", "interval", "seconds", "attack", "model"}
+    assert expected <= found.keys()
+    assert found["n"] == 30
+    assert found["interval"][0] <= found["robust_accuracy"] <= found["interval"][1]
+    assert found["robust_accuracy"] <= found["clean_accuracy"]
+    assert (tmp_path / "rows.parquet").is_file()
+    torn = output(capsys, *arguments, "--attack", "aai(ball=Linf(0.1), steps=3, reading='as_coded')")
+    assert {"kendall_tau", "survivors", "kendall_tau_all", "top_k_intersection"} <= torn.keys()
+
+
+def test_evaluate_explain_and_list(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Accuracy with its interval; maps with a picture; everything discovered is listed."""
+    common = ["--model", str(trained), "--data", "digits", "--json"]
+    found = output(capsys, "evaluate", *common)
+    assert found["interval"][0] <= found["accuracy"] <= found["interval"][1]
+    for interpreter in ("cam", "smoothgrad(samples=2)", "representation"):
+        shown = output(
+            capsys, "explain", *common, "--interpreter", interpreter, "--out", str(tmp_path), "--images", "first:3"
+        )
+        assert shown["n"] == 3
+        assert (tmp_path / "sheet.png").read_bytes().startswith(b"\x89PNG")
+    listed = output(capsys, "list", "--json")
+    assert {"pgd", "fgsm", "aai"} <= listed["attacks"].keys()
+
+
+def test_audit_writes_its_four_files(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One page, the same figures as JSON, the rows, the facts of the run."""
+    arguments = ["--model", str(trained), "--model", str(trained / "model.safetensors"), "--data", "digits"]
+    small = ["--images", "first:20", "--eps", "0.1,0.2", "--attack", "pgd(steps=2)", "--aai", "aai(steps=2)"]
+    found = output(capsys, "audit", *arguments, *small, "--out", str(tmp_path), "--json")
+    assert [m["name"] for m in found["models"]] == ["a (1)", "a (2)"]
+    assert found == json.loads((tmp_path / "audit.json").read_text())
+    assert {"report.html", "rows.parquet", "run.json"} <= {p.name for p in tmp_path.iterdir()}
+    page = (tmp_path / "report.html").read_text()
+    assert "<html" in page
+    assert "nan" not in page.lower().replace("nanum", "").split("<style")[0]
+
+
+WRONG = {
+    "no such command": (["bogus"], "No such command"),
+    "no out": (["train"], "--out"),
+    "no such attack": (["attack", "--attack", "pdg"], "did you mean 'pgd'"),
+    "no such option": (["attack", "--attack", "pgd(stepz=3)"], "did you mean 'steps'"),
+    "no such data": (["attack", "--data", "nowhere"], "cannot find the data set 'nowhere'"),
+    "no such split": (["attack", "--split", "validation"], "no split 'validation'"),
+    "too many images": (["attack", "--images", "100000"], "100000"),
+    "no images": (["attack", "--images", "0"], "0"),
+    "not a device": (["attack", "--device", "abacus"], "abacus"),
+    "radius out of range": (["audit", "--eps", "2"], "must lie in"),
+    "radius no number": (["audit", "--eps", "a"], "a"),
+    "another data set's model": (["attack", "--data", "{rgb}"], "channels|shape"),
+    "out is a file": (["audit", "--out", "{file}"], "file"),
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_mistakes_exit_2_without_a_traceback(
+    wrong: str, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The message names what is wrong; exit code 2; nothing half-written."""
+    import re
+
+    from PIL import Image
+
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    for split in ("train", "test"):
+        for name in range(10):
+            folder = tmp_path / "rgb" / split / str(name)
+            folder.mkdir(parents=True)
+            Image.new("RGB", (28, 28), (name, 0, 0)).save(folder / "a.png")
+    (tmp_path / "file").write_text("x")
+    arguments, message = WRONG[wrong]
+    arguments = [a.format(rgb=tmp_path / "rgb", file=tmp_path / "file") for a in arguments]
+    defaults = {"--model": str(trained), "--data": "digits", "--out": str(tmp_path / "out")}
+    if arguments[0] in ("attack", "audit"):
+        for option, value in defaults.items():
+            if option not in arguments and not (arguments[0] == "attack" and option == "--out"):
+                arguments += [option, value]
+        if "--images" not in arguments:
+            arguments += ["--images", "10"]
+    capsys.readouterr()
+    assert run(arguments) == 2
+    shown = capsys.readouterr()
+    assert re.search(message, shown.err), shown.err
+    assert "Traceback" not in shown.err
+    assert not (tmp_path / "out").exists()
+
+
+def test_interrupting_says_how_to_go_on(
+    trained: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C exits 130 with the way on, not with a traceback."""
+
+    def stop(*_arguments: object, **_options: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("pellucid.evaluation.evaluate", stop)
+    assert run(["evaluate", "--model", str(trained), "--data", "digits"]) == 130
+    assert "interrupted" in capsys.readouterr().err
+
+
+def test_help_has_examples(capsys: pytest.CaptureFixture[str]) -> None:
+    """Every command's --help ends in examples."""
+    for command in ("demo", "audit", "train", "attack", "explain", "evaluate", "import-weights", "list"):
+        capsys.readouterr()
+        assert run([command, "--help"]) == 0
+        assert f"pellucid {command}" in capsys.readouterr().out.split("Examples")[1]

@@ -1,0 +1,189 @@
+"""The figures of an audit from hand-made rows: exact tests, intervals with a width, and honest counts."""
+
+import math
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import binomtest
+from torch import Tensor, nn
+
+from pellucid.architectures.small import small
+from pellucid.attacks.gradient import fgsm
+from pellucid.attacks.interpretation import aai
+from pellucid.balls import Linf
+from pellucid.data.imageset import ImageSet, resident
+from pellucid.errors import PellucidError
+from pellucid.gallery import choose, gallery
+from pellucid.interpreters.gradients import smoothgrad
+from pellucid.protocol import Protocol, Subject
+from pellucid.results import Rows, holm
+from pellucid.summary import FEWEST_MAPS, compare, figures, paired, survivors
+from pellucid.types import Generator, Images, Labels
+
+EPS = (0.1, 0.2)
+PROTOCOL = Protocol(eps=EPS)
+
+
+def table(both: int, only_one: int, only_two: int, neither: int) -> tuple[np.ndarray, np.ndarray]:
+    counts = [both, only_one, only_two, neither]
+    return np.repeat([True, True, False, False], counts), np.repeat([True, False, True, False], counts)
+
+
+def rows_of(stands: np.ndarray, *, tau: np.ndarray | None = None, unchanged: np.ndarray | None = None) -> dict:
+    n = len(stands)
+    clean: Rows = {"correct": np.ones(n, bool), "label": np.zeros(n, int), "gradient_norm": np.ones(n)}
+    found: dict[tuple[str, float], Rows] = {("clean", 0.0): clean}
+    for eps in EPS:
+        found["attack", eps] = {"correct": stands}
+        if tau is not None:
+            kept = np.ones(n, bool) if unchanged is None else unchanged
+            found["aai", eps] = {"tau": tau, "unchanged": kept, "top_k_overlap": np.full(n, 0.5)}
+    return found
+
+
+@pytest.mark.parametrize(
+    ("counts", "low", "high"),
+    # The first is the example 36, 12, 2, 0 of Newcombe 1998, method 10; the second was worked out by hand.
+    [((36, 12, 2, 0), 0.0569, 0.3404), ((0, 1, 0, 0), -0.1221, 1.0)],
+)
+def test_paired_intervals_against_known_ones(counts: tuple[int, int, int, int], low: float, high: float) -> None:
+    found = paired(*table(*counts))
+    assert found["low"] == pytest.approx(low, abs=5e-5)
+    assert found["high"] == pytest.approx(high, abs=5e-5)
+
+
+@given(counts=st.tuples(*[st.integers(0, 60)] * 4).filter(any))
+def test_a_paired_interval_has_a_width_holds_the_difference_and_turns_with_its_sides(counts: tuple[int, ...]) -> None:
+    one, two = table(*counts)
+    there, back = paired(one, two), paired(two, one)
+    assert -1 <= there["low"] <= there["difference"] <= there["high"] <= 1
+    assert there["high"] - there["low"] > 0.001
+    assert there["difference"] == pytest.approx(one.mean() - two.mean())
+    assert (there["low"], there["high"]) == pytest.approx((-back["high"], -back["low"]))
+    assert there["p"] == pytest.approx(back["p"])
+    telling = counts[1] + counts[2]
+    assert there["p"] == (pytest.approx(binomtest(counts[2], telling).pvalue) if telling else 1.0)
+
+
+def test_one_image_tells_nothing() -> None:
+    """One image that only the first model withstood: no winner, and an interval that holds zero."""
+    entries = compare({"a": rows_of(np.array([True])), "b": rows_of(np.array([False]))}, PROTOCOL)
+    assert entries is not None
+    assert [entry["difference"] for entry in entries] == [1.0, 1.0]
+    assert all(entry["low"] < 0 < entry["high"] and entry["p"] == entry["p_holm"] == 1.0 for entry in entries)
+
+
+def test_comparisons_are_corrected_over_all_pairs_and_radii() -> None:
+    shares = {"a": 40, "b": 34, "c": 33}
+    rows = {name: rows_of(np.arange(40) < count) for name, count in shares.items()}
+    entries = compare(rows, PROTOCOL)
+    assert entries is not None
+    assert [(e["a"], e["b"], e["eps"]) for e in entries] == [(*pair, eps) for pair in ("ab", "ac", "bc") for eps in EPS]
+    assert set(entries[0]) == {"a", "b", "eps", "difference", "low", "high", "p", "p_holm"}
+    assert [e["p_holm"] for e in entries] == holm([e["p"] for e in entries])
+    # 6 of 6 telling images: 0.03125 alone, nothing among six comparisons.
+    assert entries[0]["p"] == pytest.approx(2 / 64)
+    assert entries[0]["p_holm"] > 0.05
+    assert compare({"a": rows["a"]}, PROTOCOL) is None
+
+
+def test_holm_by_hand() -> None:
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([]) == []
+    assert holm([0.9, 0.8]) == [1.0, 1.0]
+
+
+@given(ps=st.lists(st.floats(0, 1), max_size=12))
+def test_holm_never_lowers_keeps_the_order_and_is_at_most_bonferroni(ps: list[float]) -> None:
+    corrected = holm(ps)
+    assert all(p <= c <= min(1.0, len(ps) * p) + 1e-12 for p, c in zip(ps, corrected, strict=True))
+    order = np.argsort(ps, kind="stable")
+    assert (np.diff(np.array(corrected)[order]) >= 0).all()
+
+
+def interpretation(tau: np.ndarray, unchanged: np.ndarray) -> dict[str, Any]:
+    rows = rows_of(np.ones(len(tau), bool), tau=tau, unchanged=unchanged)
+    return figures(Subject("m", nn.Identity(), "", {}), rows, PROTOCOL, [])["aai"][0]
+
+
+def test_tau_has_no_interval_below_ten_maps_and_says_how_many_it_averages() -> None:
+    tau = np.linspace(0.2, 0.9, FEWEST_MAPS + 2)
+    tau[0] = math.nan
+    unchanged = np.ones(len(tau), bool)
+    enough = interpretation(tau, unchanged)
+    assert (enough["survivors"], enough["n_tau"], enough["n"]) == (12, 11, 12)
+    assert enough["low"] < enough["tau"] < enough["high"]
+    unchanged[-2:] = False
+    few = interpretation(tau, unchanged)
+    assert (few["survivors"], few["n_tau"], few["n"]) == (10, 9, 12)
+    assert few["low"] is None
+    assert few["high"] is None
+    assert few["tau"] == pytest.approx(tau[1:-2].mean())
+
+
+def test_a_constant_map_leaves_survivors_and_no_tau() -> None:
+    found = interpretation(np.full(5, math.nan), np.ones(5, bool))
+    assert (found["survivors"], found["n_tau"]) == (5, 0)
+    assert math.isnan(found["tau"])
+
+
+def test_a_refusal_gives_its_reason() -> None:
+    subject = Subject("m", nn.Identity(), "", {"no_maps": "a map of 1 value"})
+    found = figures(subject, rows_of(np.ones(3, bool)), PROTOCOL, [])
+    assert (found["aai"], found["aai_refused"]) == (None, "a map of 1 value")
+
+
+def test_the_curve_of_survivors_cannot_rise() -> None:
+    rows = rows_of(np.array([True, False]))
+    rows["attack", 0.2] = {"correct": np.array([True, True])}
+    assert survivors(rows, EPS)[0.2].tolist() == [True, False]
+
+
+def test_the_gallery_takes_the_first_of_each_class_that_every_model_has_right() -> None:
+    """Class 0: its first image is wrong for one model; its second is taken. Doubles and wrong ones come last."""
+    labels = np.array([0, 1, 1, 0, 2])
+    one = {("clean", 0.0): {"correct": np.array([False, True, True, True, True]), "label": labels}}
+    two = {("clean", 0.0): {"correct": np.array([True, True, True, True, False]), "label": labels}}
+    both = {"one": one, "two": two}
+    assert [choose(both, n) for n in range(1, 6)] == [[1], [3, 1], [3, 1, 2], [0, 3, 1, 2], [0, 3, 1, 2, 4]]
+
+
+@pytest.fixture(scope="module")
+def images() -> ImageSet:
+    pixels = torch.randint(256, (6, 1, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    names = [f"class {i}" for i in range(10)]
+    return resident(pixels, torch.arange(6), name="noise", split="test", class_names=names, source="made here")
+
+
+def shown(images: ImageSet, protocol: Protocol) -> tuple[list[dict[str, Any]], dict[str, np.ndarray]]:
+    model = small(generator=torch.Generator().manual_seed(0))
+    return gallery([Subject("m", model, "", {})], images, torch.arange(6), [0, 1, 2], protocol)
+
+
+def too_far(model: nn.Module, x: Images, y: Labels, *, ball: Linf = Linf(0.1), generator: Generator = None) -> Tensor:
+    del model, y, generator
+    return (x - 2 * ball.eps * (x > 0.5) + 2 * ball.eps * (x <= 0.5)).clamp(0, 1)
+
+
+@pytest.mark.parametrize("which", ["attack", "aai"])
+def test_pictures_are_of_attacks_that_keep_to_their_ball(images: ImageSet, which: str) -> None:
+    honest = Protocol(eps=EPS, attack=fgsm, aai=partial(aai, steps=1))
+    shown(images, honest)
+    cheating = replace(honest, attack=too_far) if which == "attack" else replace(honest, aai=too_far)
+    with pytest.raises(PellucidError, match="left its ball"):
+        shown(images, cheating)
+
+
+def test_a_random_interpreter_draws_the_same_noise_before_and_after(images: ImageSet) -> None:
+    """An attack that changes nothing leaves maps that agree exactly, whatever noise they are made with."""
+    interpreter = partial(smoothgrad, samples=2)
+    still = partial(aai, steps=0, interpreter=interpreter)
+    entries, arrays = shown(images, Protocol(eps=(0.0,), attack=fgsm, aai=still))
+    assert all(np.array_equal(arrays[f"{r}/m/map_clean"], arrays[f"{r}/m/map_aai"]) for r in range(3))
+    assert [e["models"][0]["interpretation_attacked"]["tau"] for e in entries] == pytest.approx([1.0] * 3)
