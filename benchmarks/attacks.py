@@ -58,6 +58,7 @@ def pgd_race(name: str, network: Network, *, n: int, steps: int) -> None:
     """PGD with the same iterates: ours, ours without folding, torchattacks, foolbox."""
     import foolbox
     import torchattacks
+    from foolbox.models.pytorch import PyTorchModel
 
     network = network.eval().requires_grad_(False)
     plain = Unfolded(network).eval()
@@ -65,7 +66,7 @@ def pgd_race(name: str, network: Network, *, n: int, steps: int) -> None:
     y = torch.randint(10, (n,), generator=torch.Generator().manual_seed(1))
     ours = partial(pgd, ball=Linf(0.3), steps=steps, step_size=0.01, random_start=False, keep_best=False)
     theirs = torchattacks.PGD(plain, eps=0.3, alpha=0.01, steps=steps, random_start=False)
-    wrapped = foolbox.PyTorchModel(plain, bounds=(0, 1), device="cpu")
+    wrapped = PyTorchModel(plain, bounds=(0, 1), device="cpu")
     fool = foolbox.attacks.LinfPGD(abs_stepsize=0.01, steps=steps, random_start=False)
     race(
         f"PGD-{steps}, {name}, {n} images",

@@ -103,7 +103,7 @@ def test_rows_by_hand(network: nn.Module, images: ImageSet) -> None:
     attacked = attack(network, x, y)
     logits = network(attacked).detach()
     taus = [
-        scipy.stats.kendalltau(a, b)[0]
+        float(np.asarray(scipy.stats.kendalltau(a, b))[0])
         for a, b in zip(
             cam(network, x, y[:, None]).detach().flatten(1).numpy(),
             cam(network, attacked, y[:, None]).detach().flatten(1).numpy(),
@@ -177,7 +177,7 @@ def test_audit_is_the_same_when_interrupted(tmp_path: Path, network: nn.Module, 
     """An audit stopped twice and started again writes the same figures and rows as one that ran through."""
     subject = Subject("net", network, "runs/a", {})
     common = {"title": "t", "data": {"name": "digits", "split": "test", "images": "first:120"}}
-    run_audit([subject], images, torch.arange(120), PROTOCOL, tmp_path / "whole", **common)  # pyright: ignore
+    run_audit([subject], images, torch.arange(120), PROTOCOL, tmp_path / "whole", **common)
     ticks = 0
 
     def stop(count: int) -> None:
@@ -189,9 +189,9 @@ def test_audit_is_the_same_when_interrupted(tmp_path: Path, network: nn.Module, 
 
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt):
-            run_audit([subject], images, torch.arange(120), PROTOCOL, tmp_path / "b", tick=stop, **common)  # pyright: ignore
+            run_audit([subject], images, torch.arange(120), PROTOCOL, tmp_path / "b", tick=stop, **common)
     assert not (tmp_path / "b" / "report.html").exists()
-    run_audit([subject], images, torch.arange(120), PROTOCOL, tmp_path / "b", **common)  # pyright: ignore
+    run_audit([subject], images, torch.arange(120), PROTOCOL, tmp_path / "b", **common)
     assert (tmp_path / "whole" / "audit.json").read_bytes() == (tmp_path / "b" / "audit.json").read_bytes()
     assert equal(read_rows(tmp_path / "whole" / "rows.parquet"), read_rows(tmp_path / "b" / "rows.parquet"))
 

@@ -92,7 +92,7 @@ def audit(
     if json_:
         print_json(done.figures)
     else:
-        out.print(markdown(done.figures), markup=False, highlight=False)
+        out.print(markdown(done.figures), markup=False, highlight=False, soft_wrap=True)
         err.print(f"[bold]{escape(str(out_folder / 'report.html'))}[/]")
 
 

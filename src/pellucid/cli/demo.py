@@ -11,11 +11,11 @@ from pellucid.cli.train import train
 
 EPILOGUE = examples("pellucid demo", "pellucid demo --out /tmp/demo")
 
-RADIUS = 0.3
+RADIUS = 0.2
 OBJECTIVES = {
     "standard": ("standard", 300),
-    "adversarial": (f"adversarial(attack=pgd(ball=Linf({RADIUS}), steps=7, keep_best=False))", 800),
-    "int": (f"int(ball=Linf({RADIUS}), steps=7)", 800),
+    "adversarial": (f"adversarial(attack=pgd(ball=Linf({RADIUS}), steps=7, keep_best=False))", 500),
+    "int": (f"int(ball=Linf({RADIUS}), steps=7)", 500),
 }
 
 
@@ -42,6 +42,6 @@ def demo(
         model=[str(out / name) for name in OBJECTIVES],
         data="digits",
         out_folder=out,
-        eps="0.05,0.1,0.15,0.2,0.25,0.3",
+        eps="0.04,0.08,0.12,0.16,0.2,0.24",
     )
     err.print("Open it in a browser. Your own classifier next: pellucid audit --help")
