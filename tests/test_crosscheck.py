@@ -30,13 +30,10 @@ EPS, STEP, STEPS = 0.2, 0.05, 7
 
 
 def peer(name: str) -> ModuleType:
-    """An optional library, without what it warns of on import; the test is skipped where it is missing."""
+    """Another library, without what it warns of on import. `make test` installs it: a missing one is a failure."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        try:
-            return importlib.import_module(name)
-        except ImportError:
-            pytest.skip(f"needs {name}")
+        return importlib.import_module(name)
 
 
 @pytest.fixture

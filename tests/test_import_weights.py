@@ -251,7 +251,7 @@ HOSTILE: dict[str, tuple[Callable[[Path], bytes], str]] = {
     "state of a class": (build_on_a_stand_in, "damaged"),
     "many lists": (many_lists, "not a list|something else"),
     "billion memo": (billion_memo, "more pickle instructions"),
-    "one array many times": (one_array_many_times, "no architecture known"),
+    "one array many times": (one_array_many_times, "not a list of at most 64 layers"),
     "far too long": (far_too_long, "more pickle instructions"),
     "self-containing": (self_containing, "something else"),
     "huge bytes": (lambda _: b"\x80\x04\x8e" + (1 << 45).to_bytes(8, "little") + b"abc.", "damaged"),

@@ -208,7 +208,8 @@ def _stand_in(path: Path, module: str, name: str) -> Any:
 def _sequence(path: Path, loaded: object) -> list | tuple:
     if isinstance(loaded, list | tuple) and 0 < len(loaded) <= MOST_LAYERS:
         return loaded
-    raise PellucidError(f"{path} holds a {type(loaded).__name__}, not a list of [weight, bias] arrays")
+    held = f"a list of {len(loaded)} entries" if isinstance(loaded, list | tuple) else f"a {type(loaded).__name__}"
+    raise PellucidError(f"{path} holds {held}, not a list of at most {MOST_LAYERS} layers, each [weight, bias]")
 
 
 def _layer(path: Path, number: int, entry: object) -> tuple[np.ndarray, ...]:
