@@ -346,3 +346,41 @@ def test_chunks_are_independent_of_how_many_images_follow(images: ImageSet) -> N
     few, many = (evaluate(model, images, torch.arange(k), measurement) for k in (n, n + 30))
     assert all(np.array_equal(few[k], many[k][:n]) for k in few)
     assert isinstance(model, Network)
+
+
+def test_targeted_attacks_have_no_robust_accuracy() -> None:
+    """Goals cannot be the true labels: a targeted attack is refused, and not reported as robustness."""
+    with pytest.raises(PellucidError, match="goals"):
+        Measurement(partial(pgd, targeted=True))
+
+
+def test_a_damaged_cell_is_made_anew(tmp_path: Path, images: ImageSet) -> None:
+    """A torn file among the finished chunks costs its chunk, not the evaluation."""
+    model = small(generator=torch.Generator().manual_seed(0))
+    whole = evaluate(model, images, range(12), Measurement(), cells=tmp_path)
+    (cell,) = tmp_path.glob("*/*.parquet")
+    cell.write_bytes(cell.read_bytes()[:50])
+    assert equal(whole, evaluate(model, images, range(12), Measurement(), cells=tmp_path))
+
+
+class Rounded(nn.Module):
+    """Rounds its input: the gradient in the pixels is exactly zero."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(784, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(((x * 255).round() / 255).flatten(1))
+
+
+class Tupled(nn.Module):
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return x.flatten(1)[:, :10], x
+
+
+@pytest.mark.parametrize(("model", "message"), [(Rounded(), "round its input"), (Tupled(), "tuple")])
+def test_models_that_cannot_be_judged_by_gradients(model: nn.Module, message: str) -> None:
+    """A rounding model would look robust to every gradient attack: the contract refuses it."""
+    with pytest.raises(PellucidError, match=message):
+        check_contract(model, torch.rand(4, 1, 28, 28, generator=torch.Generator().manual_seed(0)), classes=10)

@@ -154,7 +154,7 @@ def test_a_hostile_torch_file_is_not_run(tmp_path: Path) -> None:
 
     torch.save({"a": Hostile()}, tmp_path / "w.pt")
     (tmp_path / "nets.py").write_text(CODE)
-    with pytest.raises(PellucidError, match="cannot read weights"):
+    with pytest.raises(PellucidError, match="holds more than tensors"):
         load_model(f"{tmp_path / 'nets.py'}:build", weights=tmp_path / "w.pt")
     assert not canary.exists()
 
@@ -180,3 +180,36 @@ def test_stored_networks_come_back(tmp_path: Path) -> None:
     (tmp_path / "torn.safetensors").write_bytes((tmp_path / "bare.safetensors").read_bytes()[:200])
     with pytest.raises(PellucidError, match="torn"):
         load_model(tmp_path / "torn.safetensors")
+
+
+def test_equal_networks_are_equal_files(tmp_path: Path) -> None:
+    """The same weights and facts, saved twice, are the same bytes: a checksum can tell."""
+    from pellucid.architectures.small import small
+
+    network = small(generator=torch.Generator().manual_seed(0))
+    facts = {f"fact{i}": str(i) for i in range(20)}
+    for name in ("a", "b"):
+        save_model(network, tmp_path / f"{name}.safetensors", architecture="small", **facts)
+    assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("mean", "std", "message"),
+    [((0.5,) * 3, (0.5,) * 3, "3 means and stds for images of 1"), ((127.0,), (50.0,), r"in \[0, 1\]")],
+)
+def test_normalisation_must_fit_the_images(
+    tmp_path: Path, mean: tuple[float, ...], std: tuple[float, ...], message: str
+) -> None:
+    """Means of another number of channels are not broadcast, means of 0 to 255 are not taken."""
+    (tmp_path / "nets.py").write_text(CODE)
+    where = f"{tmp_path / 'nets.py'}:build"
+    with pytest.raises(PellucidError, match=message):
+        load_model(where, mean=mean, std=std)[0](torch.zeros(1, 1, 8, 8))
+
+
+def test_own_code_that_fails_is_told_by_its_name(tmp_path: Path) -> None:
+    """What a user's function raises is reported with the function's name; a module in place of a function is taken."""
+    (tmp_path / "own.py").write_text(CODE + "\n\ndef boom():\n    raise KeyError('my config')\n\nready = build()\n")
+    with pytest.raises(PellucidError, match=r"own.py:boom\(\) raised KeyError"):
+        load_model(f"{tmp_path / 'own.py'}:boom")
+    assert load_model(f"{tmp_path / 'own.py'}:ready")[0](torch.zeros(1, 1, 8, 8)).shape == (1, 3)

@@ -7,7 +7,7 @@ model, _ = pe.load_model("runs/a")
 x, y = images.batch(range(100))
 attacked = pe.attack("pgd(ball=Linf(0.2), steps=40)")(model, x, y)
 before, after = (pe.interpreter("cam")(model, z, y[:, None]).flatten(1) for z in (x, attacked))
-print(pe.metrics.correct(model(attacked), y).float().mean(), pe.metrics.kendall_tau(before, after).mean())
+print(pe.metrics.correct(model(attacked), y).float().mean().item(), pe.metrics.kendall_tau(before, after).mean().item())
 """
 
 from collections.abc import Callable

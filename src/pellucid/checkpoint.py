@@ -51,7 +51,10 @@ def load_checkpoint(path: Path, state: State, run: Mapping[str, Any]) -> tuple[i
 
     Raises `PellucidError`, naming the file, where it is damaged or of another run: recipe, data or type of device.
     """
-    tensors, metadata = read_safetensors(path)
+    try:
+        tensors, metadata = read_safetensors(path)
+    except PellucidError as error:
+        raise PellucidError(f"{error}: remove the file to start the run anew") from None
     try:
         facts = json.loads(metadata["state"])
         changed = differences(facts["run"], run)

@@ -23,6 +23,13 @@ def check_contract(model: nn.Module, x: Images, *, classes: int) -> None:
         _check_logits(logits, len(x), classes)
         if not logits.requires_grad:
             raise PellucidError("no gradient reaches the pixels: does the model detach, or round its input?")
+        (gradient,) = torch.autograd.grad(logits.square().sum(), at, allow_unused=True)
+        unused: bool = gradient is None  # pyright: ignore[reportUnnecessaryComparison]  allow_unused gives None
+        if unused or not bool(gradient.any()):
+            raise PellucidError(
+                "the logits' gradient in the pixels is exactly zero: does the model round its input? Gradient attacks "
+                "would leave every image as it is, and call that robust"
+            )
         with torch.no_grad():
             _check_repeatable(model, x, logits.detach())
 

@@ -6,7 +6,7 @@ an interrupted evaluation goes on where it stopped and ends with the rows it wou
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -42,6 +42,13 @@ class Measurement:
     gradient_norm: bool = False
     top_k: int = 8
 
+    def __post_init__(self) -> None:
+        if self.attack is not None and registry.option(self.attack, "targeted"):
+            raise PellucidError(
+                f"{registry.describe(self.attack)} aims at goals, and evaluation has only the true labels: leave out "
+                "targeted=True, or call the attack yourself with your goals as y"
+            )
+
     @property
     def spec(self) -> str:
         parts = [registry.describe(self.attack) if self.attack else "clean"]
@@ -52,19 +59,22 @@ class Measurement:
 def evaluate(
     model: nn.Module,
     images: ImageSet,
-    indices: Tensor,
+    indices: Tensor | Sequence[int],
     measurement: Measurement,
     *,
     seed: int = 0,
     cells: Path | None = None,
     tick: Callable[[int], None] | None = None,
 ) -> Rows:
-    """One row per image: index, label, prediction, correct, confidence, margin, size of the perturbation, and maps.
+    """One row per image of `indices` (row numbers of `images`): what it is, what the model says, how far it was moved.
+
+    Columns: index, label, prediction, correct, confidence, margin, linf, l2.
 
     With an interpreter also `tau`, `top_k_overlap` and `discrepancy` between the true class's map before and after,
     and whether the prediction was `unchanged`. `cells` is a folder for finished chunks; `tick` is told how many
     images were done. Raises `PellucidError` where an attack leaves its ball or the box.
     """
+    indices = torch.as_tensor(indices, dtype=torch.long)
     parts = []
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     size = chunk_size(images.shape)
@@ -73,8 +83,9 @@ def evaluate(
         for first in range(0, len(indices), size):
             chunk = indices[first : first + size]
             stored = cells / key / f"{first:06d}.parquet" if cells else None
-            if stored is not None and stored.is_file():
-                parts.append(read_rows(stored))
+            found = _stored(stored)
+            if found is not None:
+                parts.append(found)
             else:
                 x, y = images.batch(chunk)
                 generator = torch.Generator(device).manual_seed(derive_seed("evaluate", seed, first))
@@ -85,6 +96,14 @@ def evaluate(
             if tick is not None:
                 tick(len(chunk))
     return concatenate(parts)
+
+
+def _stored(path: Path | None) -> Rows | None:
+    """A finished chunk, or None where there is none, or a damaged one: that is made anew."""
+    try:
+        return read_rows(path) if path is not None and path.is_file() else None
+    except PellucidError:
+        return None
 
 
 def chunk_size(shape: tuple[int, ...]) -> int:

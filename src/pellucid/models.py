@@ -22,7 +22,9 @@ FORMAT = "pellucid-1"
 def save_model(network: nn.Module, path: Path, *, architecture: str, **facts: str) -> None:
     """Write weights atomically, with the specification that rebuilds the network and any further facts as text."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
-    write_atomically(path, save(tensors, {"format": FORMAT, "architecture": architecture, **facts}))
+    stored = {"format": FORMAT, "architecture": architecture, **facts}
+    # One key: with more, safetensors writes them in another order each time, and equal networks in unequal files.
+    write_atomically(path, save(tensors, {"pellucid": json.dumps(stored, sort_keys=True)}))
 
 
 def load_model(
@@ -67,10 +69,11 @@ def load_model(
 def _from_file(path: Path, weights: Path | None) -> tuple[nn.Module, Mapping[str, str]]:
     if weights is not None:
         raise PellucidError(f"{path} already holds weights: leave out {weights}, or name an architecture")
-    _, facts = read_safetensors(path)
+    _, metadata = read_safetensors(path)
+    facts = json.loads(metadata.get("pellucid", "{}"))
     if facts.get("format") != FORMAT or "architecture" not in facts:
         raise PellucidError(
-            f"{path} does not say which architecture it holds (found metadata {json.dumps(facts)}): "
+            f"{path} does not say which architecture it holds (found metadata {json.dumps(metadata)[:200]}): "
             "name the architecture as the model and this file as its weights"
         )
     return _from_spec(facts["architecture"], path), facts

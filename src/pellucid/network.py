@@ -31,12 +31,17 @@ class Normalise(nn.Module):
 
     def __init__(self, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
         super().__init__()
-        if len(mean) != len(std) or min(std) <= 0:
-            raise PellucidError(f"mean {mean} and std {std} must have one entry per channel, every std > 0")
+        if len(mean) != len(std) or min(std) <= 0 or max(mean) > 1 or min(mean) < 0:
+            raise PellucidError(
+                f"mean {mean} and std {std} must have one entry per channel, every std > 0, every mean in [0, 1], as "
+                "the images are: divide by 255 what was measured on 0 to 255"
+            )
         self.register_buffer("mean", torch.tensor(mean).reshape(-1, 1, 1))
         self.register_buffer("std", torch.tensor(std).reshape(-1, 1, 1))
 
     def forward(self, x: Images) -> Images:
+        if x.shape[1] != len(self.mean):
+            raise PellucidError(f"{len(self.mean)} means and stds for images of {x.shape[1]} channels")
         return (x - self.mean) / self.std
 
 

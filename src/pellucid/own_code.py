@@ -24,11 +24,7 @@ def from_code(
     std: tuple[float, ...] | None,
 ) -> tuple[nn.Module, Mapping[str, str]]:
     """What `package.module:function` or `file.py:function` returns, with weights; a `Network` where it can be."""
-    function = _function(where)
-    try:
-        module = function()
-    except TypeError as error:
-        raise PellucidError(f"{where} must be callable without arguments: {error}") from None
+    module = _built(where)
     if not isinstance(module, nn.Module):
         raise PellucidError(f"{where} returned a {type(module).__name__}: it must return a torch.nn.Module")
     if weights is not None:
@@ -42,7 +38,22 @@ def from_code(
             return as_network(module, example, mean=mean, std=std), facts
     except PellucidError as reason:
         facts["no_maps"] = str(reason)
+    except (RuntimeError, TypeError, ValueError, IndexError, AttributeError) as error:
+        facts["no_maps"] = f"it does not run on these images ({error})"  # the contract check says so, and more
     return nn.Sequential(Normalise(mean, std), module) if mean and std else module, facts
+
+
+def _built(where: str) -> object:
+    """What the function returns; a module that is named itself needs no function."""
+    found = _function(where)
+    if isinstance(found, nn.Module):
+        return found
+    try:
+        return found()
+    except Exception as error:  # the user's own code: whatever it raised is told, by its name
+        raise PellucidError(
+            f"{where}() raised {type(error).__name__}: {error} (it is called without arguments)"
+        ) from None
 
 
 def _function(where: str) -> Callable[[], object]:

@@ -47,7 +47,12 @@ def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
         return read_safetensors(path)[0]
     try:
         found = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
+    except pickle.UnpicklingError:
+        raise PellucidError(
+            f"{path} holds more than tensors (a whole pickled model?), and such a file may run a program when opened: "
+            "save model.state_dict() instead"
+        ) from None
+    except (RuntimeError, EOFError, OSError) as error:
         raise PellucidError(f"cannot read weights from {path}: {error}") from None
     found = found.get("state_dict", found) if isinstance(found, dict) else found
     if not isinstance(found, dict) or not all(isinstance(t, torch.Tensor) for t in found.values()):

@@ -1,5 +1,6 @@
 """The command line: one module per command. Torch is imported when a command runs, so that --help is quick."""
 
+import os
 import sys
 
 import typer
@@ -40,6 +41,9 @@ def run(arguments: list[str] | None = None) -> int:
         )
     except PellucidError as error:
         return _say(f"error: {error}", 2)
+    except BrokenPipeError:  # the reader (head, less) has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except OSError as error:  # a full disk, a folder that may not be written
         return _say(f"error: {error.strerror or error}{f': {error.filename}' if error.filename else ''}", 2)
     except Exception as error:

@@ -163,7 +163,10 @@ def numbers(text: str) -> tuple[float, ...] | None:
 
     if not text.strip():
         return None
-    values = tuple(registry.value(part) for part in text.split(","))
-    if not all(isinstance(v, int | float) for v in values):
+    try:
+        values = [registry.value(part) for part in text.split(",")]
+    except PellucidError:
+        values = []
+    if not values or not all(isinstance(v, int | float) for v in values):
         raise PellucidError(f"{text!r} is not a list of numbers such as 0.1,0.2,8/255")
     return tuple(float(v) for v in values)

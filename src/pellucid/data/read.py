@@ -176,7 +176,7 @@ def _check_shape(block: Tensor, others: Tensor, source: str) -> None:
     if block.shape[1:] != others.shape[1:]:
         raise PellucidError(
             f"{source}: arrays of shapes {tuple(others.shape[1:])} and {tuple(block.shape[1:])}: "
-            "give size=N to scale and crop"
+            "give size=N (--size N) to scale and crop"
         )
 
 
@@ -199,7 +199,7 @@ def survey(rows: Rows, skip_unreadable: bool = False) -> Form:
         more = f" and {len(sizes) - 4} other sizes" if len(sizes) > 4 else ""
         raise PellucidError(
             f"{rows.source}: images of {len(sizes)} sizes: {common}{more}. "
-            "Give size=N: the shorter side is scaled to N and the centre cropped"
+            "Give size=N (--size N): the shorter side is scaled to N and the centre cropped"
         )
     return _form(all(mode in GREY for mode, _ in headers), next(iter(sizes)), rows.resize)
 
