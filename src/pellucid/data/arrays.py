@@ -18,7 +18,9 @@ def stack(values: Sequence[Any], source: str, resize: int | None = None) -> Stor
     arrays = [_numbers(value, source) for value in values]
     shapes = {array.shape for array in arrays}
     if len(shapes) > 1 and resize is None:
-        raise PellucidError(f"{source}: arrays of {len(shapes)} shapes, such as {sorted(shapes)[:3]}: give --size N")
+        raise PellucidError(
+            f"{source}: arrays of {len(shapes)} shapes, such as {sorted(shapes)[:3]}: give size=N (--size N)"
+        )
     if resize is None:
         return _channels_first(torch.from_numpy(np.stack(arrays)), source)
     return torch.cat([resized(_channels_first(torch.from_numpy(a)[None], source), resize) for a in arrays])
