@@ -23,7 +23,7 @@ from pellucid.data import ImageSet
 from pellucid.errors import PellucidError
 from pellucid.mapping import drawing_from
 from pellucid.metrics import correct, discrepancy, input_gradient_norm, kendall_tau, margin, top_k_overlap
-from pellucid.network import frozen
+from pellucid.network import device_of, frozen
 from pellucid.results import Rows, concatenate, fingerprint, model_digest, read_rows, write_rows
 from pellucid.seeds import derive_seed
 from pellucid.types import Attack, Images, Interpreter, Labels
@@ -49,12 +49,6 @@ class Measurement:
                 "targeted=True, or call the attack yourself with your goals as y"
             )
 
-    @property
-    def spec(self) -> str:
-        parts = [registry.describe(self.attack) if self.attack else "clean"]
-        parts += [f"maps of {registry.describe(self.interpreter)}"] if self.interpreter else []
-        return ", ".join(parts)
-
 
 def evaluate(
     model: nn.Module,
@@ -76,7 +70,7 @@ def evaluate(
     """
     indices = torch.as_tensor(indices, dtype=torch.long)
     parts = []
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    device = device_of(model)
     size = chunk_size(images.shape)
     with frozen(model), full_precision():
         key = _key(model, images, indices, measurement, seed, device) if cells else ""

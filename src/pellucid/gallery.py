@@ -14,7 +14,7 @@ from pellucid.interpreters.activations import cam
 from pellucid.interpreters.gradients import gradient
 from pellucid.mapping import drawing_from
 from pellucid.metrics import kendall_tau
-from pellucid.network import frozen
+from pellucid.network import device_of, frozen
 from pellucid.protocol import Protocol, Subject, at_radius
 from pellucid.results import Rows
 from pellucid.types import Attack, Images, Interpreter, Labels, Maps
@@ -57,7 +57,7 @@ def _of_model(
     subject: Subject, x: Images, y: Labels, names: tuple[str, ...], protocol: Protocol
 ) -> tuple[list[dict[str, Any]], dict[str, np.ndarray]]:
     model, eps = subject.model, protocol.gallery_eps
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    device = device_of(model)
     x, y = x.to(device), y.to(device)
 
     def judged(at: Images) -> list[dict[str, Any]]:

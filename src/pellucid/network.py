@@ -200,6 +200,11 @@ def why_not_folded(network: Network) -> str | None:
     return None
 
 
+def device_of(model: nn.Module) -> torch.device:
+    """Where a model's parameters are; the CPU for one that has none."""
+    return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+
+
 @contextmanager
 def frozen(model: Model) -> Iterator[Model]:
     """Hold a model still: eval mode, no parameter gradients, folded tails computed once.

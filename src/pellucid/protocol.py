@@ -16,7 +16,7 @@ from pellucid.data import ImageSet
 from pellucid.errors import PellucidError
 from pellucid.evaluation import Measurement, evaluate
 from pellucid.interpreters.activations import cam
-from pellucid.network import frozen
+from pellucid.network import device_of, frozen
 from pellucid.results import Rows
 from pellucid.types import Attack
 
@@ -58,7 +58,7 @@ class Protocol:
 def prepared(subject: Subject, protocol: Protocol, images: ImageSet) -> Subject:
     """The subject, with the reason noted (`facts["no_maps"]`) where the protocol's maps of it cannot be compared."""
     x, y = images.batch(torch.arange(1))
-    device = next((p.device for p in subject.model.parameters()), x.device)
+    device = device_of(subject.model)
     interpreter = registry.option(protocol.aai, "interpreter") or cam
     try:
         with frozen(subject.model), torch.no_grad():

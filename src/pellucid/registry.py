@@ -271,11 +271,6 @@ def option(bound: Callable[..., Any], name: str) -> Any:
     return None if parameter is None or parameter.default is parameter.empty else parameter.default
 
 
-def draws(bound: Callable[..., Any]) -> bool:
-    """Whether a function takes a generator: whether anything about it is random."""
-    return "generator" in inspect.signature(bound).parameters
-
-
 def complete(bound: Callable[..., Any]) -> Callable[..., Any]:
     """The function with every option bound, defaults too: what decides its results, whatever the defaults become."""
     defaults = {

@@ -57,6 +57,7 @@ def explain(
     from safetensors.torch import save
 
     from pellucid import registry
+    from pellucid.mapping import drawing_from
     from pellucid.network import frozen
     from pellucid.report.images import sheet
     from pellucid.weights import write_atomically
@@ -68,11 +69,10 @@ def explain(
         raise PellucidError(f"{len(indices)} images are more than a picture holds: choose at most 256 with --images")
     subject = open_subject(model, weights, found, device=device, mean=mean, std=std)
     x, y = (t.to(device) for t in found.batch(indices))
-    options = {"generator": torch.Generator(device).manual_seed(seed)} if registry.draws(bound) else {}
     with frozen(subject.model), torch.no_grad():
         predicted = subject.model(x).argmax(1)
         classes = _classes(target, y, predicted, found.class_names)
-        maps = bound(subject.model, x, classes[:, None], **options)[:, 0]
+        maps = drawing_from(bound, torch.Generator(device).manual_seed(seed))(subject.model, x, classes[:, None])[:, 0]
     tensors = {"maps": maps, "images": x, "labels": y, "predictions": predicted, "classes": classes, "indices": indices}
     facts = {"interpreter": registry.describe(bound), "model": model, "data": data}
     write_atomically(
