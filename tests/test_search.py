@@ -1,13 +1,19 @@
 """Laws of the two searches: linear problems have closed forms."""
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.nn import functional as F
 
 from pellucid.balls import L1, L2, Ball, Linf, per_image
-from pellucid.search import Loss, ascend, bisect
+from pellucid.metrics import margin
+from pellucid.network import Network
+from pellucid.search import Loss, ascend, ascend_survivors, bisect
 
 
 def linear(w: Tensor) -> Loss:
@@ -165,3 +171,27 @@ def test_bisection_finds_the_radius_of_a_linear_classifier(w: Tensor, x: Tensor,
     torch.testing.assert_close(images, x + per_image(values, x) * w.sign(), rtol=0, atol=0)
     assert torch.equal(low, torch.zeros(4, dtype=torch.float64))
     assert torch.equal(high, torch.full((4,), 0.8, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("ball", [Linf(0.1), L2(0.8)], ids=["Linf", "L2"])
+@pytest.mark.parametrize("per_image_radius", [False, True])
+def test_the_survivors_search_fells_the_same_images(
+    tiny: Network, seeded: Callable[[int], torch.Generator], ball: Linf | L2, per_image_radius: bool
+) -> None:
+    """Who has fallen leaves, who stands goes on: the verdicts, and the standing images, are those of `ascend`."""
+    x = torch.rand(24, 1, 16, 16, generator=seeded(0))
+    y = tiny(x).detach().topk(2).indices[:, 0]
+    y[:4] = (y[:4] + 1) % 5  # some have fallen before the first step
+    eps = ball.eps * torch.linspace(0.1, 1.5, 24) if per_image_radius else ball.eps
+    ball = ball.resized(eps)
+
+    def loss_of(rows: Tensor) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+        return lambda at: (F.cross_entropy(tiny(at), y[rows], reduction="none"), -margin(tiny(at).detach(), y[rows]))
+
+    options: dict[str, Any] = {"steps": 13, "step_size": 0.1 * eps, "random_start": True}
+    whole = ascend(loss_of(torch.arange(24)), x, ball, generator=seeded(1), **options)
+    quick = ascend_survivors(loss_of, x, ball, generator=seeded(1), **options)
+    fallen = margin(tiny(whole), y) < 0
+    assert torch.equal(margin(tiny(quick), y) < 0, fallen)
+    assert 0 < int(fallen.sum()) < 24
+    torch.testing.assert_close(quick[~fallen], whole[~fallen])

@@ -5,10 +5,12 @@ outside the attack. Work goes in fixed chunks, each with its own seed, and each 
 an interrupted evaluation goes on where it stopped and ends with the rows it would have had.
 """
 
+import inspect
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -62,7 +64,8 @@ def evaluate(
 ) -> Rows:
     """One row per image of `indices` (row numbers of `images`): what it is, what the model says, how far it was moved.
 
-    Columns: index, label, prediction, correct, confidence, margin, linf, l2.
+    Columns: index, label, prediction, correct, confidence, margin, and how far each image was moved: linf, l2, l1, and
+    l0 in pixels. What an attack notes on each image (its option `notes`) comes as further columns.
 
     With an interpreter also `tau`, `top_k_overlap` and `discrepancy` between the true class's map before and after,
     and whether the prediction was `unchanged`. `cells` is a folder for finished chunks; `tick` is told how many
@@ -134,9 +137,9 @@ def _key(
 def _measure(
     model: nn.Module, x: Images, y: Labels, measurement: Measurement, generator: torch.Generator
 ) -> dict[str, np.ndarray]:
-    attacked = x
+    attacked, notes = x, {}
     if measurement.attack is not None:
-        attacked = measurement.attack(model, x, y, generator=generator)
+        attacked = _noting(measurement.attack, notes)(model, x, y, generator=generator)
         check_attacked(attacked, x, measurement.attack)
     with torch.no_grad():
         logits = model(attacked).float()
@@ -149,13 +152,23 @@ def _measure(
             "margin": margin(logits, y),
             "linf": delta.flatten(1).abs().amax(1),
             "l2": delta.flatten(1).norm(dim=1),
+            "l1": delta.flatten(1).abs().sum(1),
+            "l0": (delta != 0).any(1).flatten(1).sum(1),
         }
         if measurement.interpreter is not None:
             noise = int(torch.randint(2**62, (1,), generator=generator, device=generator.device))
             rows |= _compare_maps(model, x, attacked, y, rows["prediction"], measurement, noise)
     if measurement.gradient_norm:
         rows["gradient_norm"] = input_gradient_norm(model, attacked, y)
-    return {name: tensor.cpu().numpy() for name, tensor in rows.items()}
+    return {name: v.cpu().numpy() if isinstance(v, Tensor) else v for name, v in (notes | rows).items()}
+
+
+def _noting(attack: Attack, notes: dict[str, Tensor | np.ndarray]) -> Attack:
+    """The attack, its remarks on each image (if it makes any) going to `notes`, and from there into the rows."""
+    if "notes" not in inspect.signature(attack).parameters:
+        return attack
+    noting: Attack = partial(attack, **{"notes": notes})
+    return noting
 
 
 def _compare_maps(

@@ -27,6 +27,7 @@ from pellucid.errors import PellucidError
 DEEPEST = 50
 LONGEST = 2000  # characters of a specification: far above any real one, far below what nests too deep
 
+NOT_OPTIONS = ("generator", "step", "notes")  # what the caller hands over at every call
 FAMILIES = ("attacks", "interpreters", "objectives", "architectures")
 
 _OPERATORS: dict[type, Any] = {
@@ -119,7 +120,7 @@ def _bind(function: Callable[..., Any], call: ast.Call) -> Callable[..., Any]:
     """Bind keyword options, and positional ones to the keyword-only parameters in their order."""
     name = getattr(function, "__name__", str(function)).rstrip("_")
     options = [p.name for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY]
-    options = [option for option in options if option not in ("generator", "step")]
+    options = [option for option in options if option not in NOT_OPTIONS]
     if len(call.args) > len(options):
         raise PellucidError(f"{name}() takes at most {len(options)} options: {', '.join(options)}")
     bound = {option: _value(node) for option, node in zip(options, call.args, strict=False)}
@@ -276,7 +277,7 @@ def complete(bound: Callable[..., Any]) -> Callable[..., Any]:
     defaults = {
         p.name: p.default
         for p in inspect.signature(bound).parameters.values()
-        if p.kind is p.KEYWORD_ONLY and p.default is not p.empty and p.name != "generator"
+        if p.kind is p.KEYWORD_ONLY and p.default is not p.empty and p.name not in NOT_OPTIONS
     }
     return partial(
         bound, **{name: complete(v) if isinstance(v, FunctionType | partial) else v for name, v in defaults.items()}

@@ -1,15 +1,17 @@
 """The two searches behind every attack: projected steepest ascent and per-example bisection."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from pellucid.balls import L1, Ball, Radius, per_image
 from pellucid.errors import PellucidError
-from pellucid.types import Generator, Images, Mask, PerExample
+from pellucid.types import Generator, Images, Mask, PerExample, RowNumbers
 
 Loss = Callable[[Images], PerExample | tuple[PerExample, PerExample]]
+LEAVE = 5  # every so many steps the images that have fallen leave: asking at each step costs more than it saves
 
 
 def select(mask: Mask, yes: Images, no: Images) -> Images:
@@ -36,26 +38,89 @@ def ascend(
 
     The gradient is always taken, whatever the caller's grad mode, and only with respect to the images.
     """
-    if steps < 0 or float(torch.as_tensor(step_size).min() if len(x) else 1) < 0:
-        raise PellucidError(
-            f"steps (={steps}) and step_size (={step_size}) must not be negative: that would be descent"
-        )
-    x = x.detach()
-    current = (ball.sample(x, generator) if random_start else x).clamp(0, 1)
-    best, best_score = current, None
-    for _ in range(steps):
-        gradient, score = _gradient(loss, current)
-        if keep_best:
-            best, best_score = _better(current, score, best, best_score)
-        if isinstance(ball, L1):  # its one pixel must be able to move, or the search stands still for ever
-            gradient = gradient.masked_fill(_blocked(current, gradient), 0)
-        step = per_image(step_size, x) * ball.steepest(gradient)
-        current = ball.project(current + step, x).clamp(0, 1)
-    if not keep_best:
-        return current
-    with torch.no_grad():
-        score = _split(loss(current))[1]
-    return _better(current, score, best, best_score)[0]
+    walk = _Walk.begin(x, ball, steps, step_size, random_start, generator)
+    walk.go(loss, steps, remember=keep_best)
+    return walk.end(loss) if keep_best else walk.at
+
+
+def ascend_survivors(
+    loss_of: Callable[[RowNumbers], Loss],
+    x: Images,
+    ball: Ball,
+    *,
+    steps: int,
+    step_size: Radius,
+    random_start: bool = False,
+    generator: Generator = None,
+) -> Images:
+    """As `ascend` with `keep_best`, for searches that only ask *who falls*: an image of positive score is done.
+
+    `loss_of(rows)` is the loss of those rows of x. Every few steps the fallen leave the batch, each as the best it
+    was by then: the same images fall as under `ascend`, in less time.
+    """
+    walk = _Walk.begin(x, ball, steps, step_size, random_start, generator)
+    found, rows = torch.empty_like(walk.x), torch.arange(len(x), device=x.device)
+    for first in range(0, steps, LEAVE):
+        walk.go(loss_of(rows), min(LEAVE, steps - first), remember=True)
+        assert walk.score is not None
+        left = walk.score <= 0
+        found[rows[~left]] = walk.best[~left]
+        rows = rows[left]
+        walk.narrow(left)
+        if not len(rows):
+            return found
+    found[rows] = walk.end(loss_of(rows))
+    return found
+
+
+@dataclass
+class _Walk:
+    """Where a search is: the iterates, and per image the best of them so far."""
+
+    x: Images
+    ball: Ball
+    step_size: Radius
+    at: Images
+    best: Images
+    score: PerExample | None = None
+
+    @classmethod
+    def begin(
+        cls, x: Images, ball: Ball, steps: int, step_size: Radius, random_start: bool, generator: Generator
+    ) -> "_Walk":
+        if steps < 0 or float(torch.as_tensor(step_size).min() if len(x) else 1) < 0:
+            raise PellucidError(
+                f"steps (={steps}) and step_size (={step_size}) must not be negative: that would be descent"
+            )
+        x = x.detach()
+        start = (ball.sample(x, generator) if random_start else x).clamp(0, 1)
+        return cls(x, ball, step_size, start, start)
+
+    def go(self, loss: Loss, steps: int, *, remember: bool) -> None:
+        for _ in range(steps):
+            gradient, score = _gradient(loss, self.at)
+            if remember:
+                self.best, self.score = _better(self.at, score, self.best, self.score)
+            if isinstance(self.ball, L1):  # its one pixel must be able to move, or the search stands still for ever
+                gradient = gradient.masked_fill(_blocked(self.at, gradient), 0)
+            step = per_image(self.step_size, self.x) * self.ball.steepest(gradient)
+            self.at = self.ball.project(self.at + step, self.x).clamp(0, 1)
+
+    def end(self, loss: Loss) -> Images:
+        with torch.no_grad():
+            score = _split(loss(self.at))[1]
+        return _better(self.at, score, self.best, self.score)[0]
+
+    def narrow(self, left: Mask) -> None:
+        """Go on with these images only."""
+        self.x, self.at, self.best = self.x[left], self.at[left], self.best[left]
+        self.score = None if self.score is None else self.score[left]
+        self.ball, self.step_size = self.ball.resized(_of(self.ball.eps, left)), _of(self.step_size, left)
+
+
+def _of(value: Radius, left: Mask) -> float | Tensor:
+    """Of one number that number, of one per image those of the images left."""
+    return value[left] if isinstance(value, Tensor) and value.ndim else value
 
 
 def _split(value: PerExample | tuple[PerExample, PerExample]) -> tuple[PerExample, PerExample]:

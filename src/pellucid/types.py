@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Protocol, runtime_checkable
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
@@ -13,9 +14,11 @@ Classes = Int[Tensor, "b m"]  # m = 1 (AAI), 2 (ISA), C (eq. 8): one shape, no s
 Logits = Float[Tensor, "b classes"]
 PerExample = Float[Tensor, " b"]
 Mask = Bool[Tensor, " b"]
+RowNumbers = Int[Tensor, " n"]  # which images of a batch
 Maps = Float[Tensor, "b m *map"]  # signed and un-normalised: Proposition 1 needs completeness
 
 Generator = torch.Generator | None
+Notes = dict[str, Tensor | np.ndarray] | None  # where an attack that is given it writes one value per image and name
 
 
 @runtime_checkable
