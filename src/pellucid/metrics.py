@@ -40,6 +40,20 @@ def discrepancy(maps: Maps, other: Float[Tensor, "b m *map"], *, p: int = 1, squ
     return per_class.mean(1)
 
 
+def normalised_discrepancy(maps: Maps, other: Float[Tensor, "b m *map"], *, p: int = 1) -> PerExample:
+    """`D_norm = (1/|C|) Σ_{i in C} ‖L(x, i) - L(x', i)‖_p / (max_j L(x, i)_j - min_j L(x, i)_j)`.
+
+    Classes whose clean map is constant have no scale and are left out; 0 where all are. Free of the maps' units.
+    Source: Boopathy et al. 2020, sec. 5 (the NDS of one attack on one image).
+    """
+    if p not in (1, 2):
+        raise PellucidError(f"p (={p}) must be 1 or 2")
+    clean = maps.flatten(2)
+    spread = clean.amax(2) - clean.amin(2)
+    per_class = _norm(clean - other.flatten(2), p) / torch.where(spread > 0, spread, 1)
+    return (per_class * (spread > 0)).sum(1) / (spread > 0).sum(1).clamp_min(1)
+
+
 def weighted_discrepancy(
     maps: Maps,
     attacked: Float[Tensor, "b m *map"],

@@ -5,14 +5,16 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from pellucid import surrogates
 from pellucid.balls import Ball, Linf, Radius
 from pellucid.errors import PellucidError
 from pellucid.interpreters.activations import cam
-from pellucid.mapping import drawing_from, logits_and_maps
+from pellucid.mapping import drawing_from
 from pellucid.metrics import discrepancy, margin
 from pellucid.network import frozen
-from pellucid.search import ascend
-from pellucid.types import Generator, Images, Interpreter, Labels, PerExample
+from pellucid.search import Loss, ascend
+from pellucid.surrogates import Surrogate, View
+from pellucid.types import Generator, Images, Interpreter, Labels
 
 
 def aai(
@@ -29,6 +31,7 @@ def aai(
     p: int = 1,
     k: int = 8,
     keep_best: bool = True,
+    surrogate: Surrogate = "auto",
     generator: Generator = None,
 ) -> Images:
     """Attack against interpretability: change the map of class y as far as the ball allows, and keep the class.
@@ -37,35 +40,48 @@ def aai(
     with `D_1 = ‖L(x, y) - L(x', y)‖_p`; `keep_best` prefers iterates that keep the class, then the largest D_1.
     As coded (the published tables), maximise `-Σ_{i in top k} L(x', y)_i` over the k largest values of the clean
     map (Ghorbani et al. 2019), with no hinge, step 0.01, and return the last iterate. Both start at random:
-    at x the discrepancy has no gradient.
+    at x the discrepancy has no gradient. Maps of input gradients (gradient, SmoothGrad, integrated gradients) of ReLU
+    networks are followed on a softplus twin and judged on the network itself: `surrogate` is "auto", the twin's beta,
+    or None for no twin (Dombrowski et al. 2019).
     """
     if k < 1:
         raise PellucidError(f"k (={k}) must be at least 1")
-    classes = y[:, None]
     interpreter = drawing_from(interpreter, generator)
-    as_coded = reading == "as_coded"
-    default: Radius = 0.01 if as_coded else 2.5 * ball.eps / max(1, steps)
     with frozen(model):
-        with torch.no_grad():
-            clean = interpreter(model, x, classes).detach()
-        top = clean.flatten(1).topk(min(k, clean.flatten(1).shape[1]), dim=1).indices
+        view = surrogates.view(model, x, y, interpreter, surrogate)
+        with frozen(view.twin):
+            loss = _push_down(view, x, y, k) if reading == "as_coded" else _tear_apart(view, x, y, p, hinge)
+            default: Radius = 0.01 if reading == "as_coded" else 2.5 * ball.eps / max(1, steps)
+            return ascend(
+                loss,
+                x,
+                ball,
+                steps=steps,
+                step_size=default if step_size is None else step_size,
+                random_start=True,
+                keep_best=keep_best and reading == "as_written",
+                generator=generator,
+            )
 
-        def push_down(at: Images) -> PerExample:
-            return -interpreter(model, at, classes).flatten(1).gather(1, top).sum(1)
 
-        def tear_apart(at: Images) -> tuple[Tensor, Tensor]:
-            logits, maps = logits_and_maps(model, at, classes, interpreter)
-            distance, keeps = discrepancy(clean, maps, p=p), margin(logits, y)
-            score = torch.where(keeps.detach() >= 0, distance.detach(), keeps.detach() - 1)
-            return distance - hinge * (-keeps).clamp_min(0), score
+def _push_down(view: View, x: Images, y: Labels, k: int) -> Loss:
+    classes = y[:, None]
+    with torch.no_grad():
+        clean = view.interpreter(view.model, x, classes).flatten(1)
+    top = clean.topk(min(k, clean.shape[1]), dim=1).indices
+    return lambda at: -view.interpreter(view.twin, at, classes).flatten(1).gather(1, top).sum(1)
 
-        return ascend(
-            push_down if as_coded else tear_apart,
-            x,
-            ball,
-            steps=steps,
-            step_size=default if step_size is None else step_size,
-            random_start=True,
-            keep_best=keep_best and not as_coded,
-            generator=generator,
-        )
+
+def _tear_apart(view: View, x: Images, y: Labels, p: int, hinge: float) -> Loss:
+    classes = y[:, None]
+    with torch.no_grad():
+        real = view.interpreter(view.model, x, classes)
+        smooth = real if view.twin is view.model else view.interpreter(view.twin, x, classes)
+
+    def loss(at: Images) -> tuple[Tensor, Tensor]:
+        logits, maps = view.attacked(at, classes)
+        keeps, apart = margin(logits, y), discrepancy(real, view.judged(at, classes, maps), p=p)
+        score = torch.where(keeps.detach() >= 0, apart, keeps.detach() - 1)
+        return discrepancy(smooth, maps, p=p) - hinge * (-keeps).clamp_min(0), score
+
+    return loss
