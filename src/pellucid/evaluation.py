@@ -32,6 +32,8 @@ from pellucid.types import Attack, Images, Interpreter, Labels
 
 CHUNK = 100  # images per chunk at most: the seeds hang on it, so it follows from the images' size alone
 CHUNK_VALUES = 1_300_000  # pixel values per chunk at most: what bounds the memory of large images
+Look = Callable[[Images, Images, Rows], None]
+
 TOLERANCE = 1e-6  # x + δ in fp32 may miss eps by 2^-24
 
 
@@ -61,6 +63,7 @@ def evaluate(
     seed: int = 0,
     cells: Path | None = None,
     tick: Callable[[int], None] | None = None,
+    look: Look | None = None,
 ) -> Rows:
     """One row per image of `indices` (row numbers of `images`): what it is, what the model says, how far it was moved.
 
@@ -68,15 +71,16 @@ def evaluate(
     l0 in pixels. What an attack notes on each image (its option `notes`) comes as further columns.
 
     With an interpreter also `tau`, `top_k_overlap` and `discrepancy` between the true class's map before and after,
-    and whether the prediction was `unchanged`. `cells` is a folder for finished chunks; `tick` is told how many
-    images were done. Raises `PellucidError` where an attack leaves its ball or the box.
+    and whether the prediction was `unchanged`. `cells` is a folder for finished chunks; `tick` is told how many images
+    were done; `look` is shown the first chunk when it is made: images, attacked images, and their rows. Raises
+    `PellucidError` where an attack leaves its ball or the box.
     """
     indices = torch.as_tensor(indices, dtype=torch.long)
     parts = []
     device = device_of(model)
     size = chunk_size(images.shape)
     with frozen(model), full_precision():
-        key = _key(model, images, indices, measurement, seed, device) if cells else ""
+        key = content_key(model, images, indices, measurement, seed, device) if cells else ""
         for first in range(0, len(indices), size):
             chunk = indices[first : first + size]
             stored = cells / key / f"{first:06d}.parquet" if cells else None
@@ -86,8 +90,10 @@ def evaluate(
             else:
                 x, y = images.batch(chunk)
                 generator = torch.Generator(device).manual_seed(derive_seed("evaluate", seed, first))
-                rows = _measure(model, x.to(device), y.to(device), measurement, generator)
+                attacked, rows = _measure(model, x.to(device), y.to(device), measurement, generator)
                 parts.append({"index": chunk.numpy()} | rows)
+                if look is not None and first == 0:
+                    look(x, attacked.cpu(), parts[-1])
                 if stored is not None:
                     write_rows(stored, parts[-1])
             if tick is not None:
@@ -119,7 +125,7 @@ def full_precision() -> Iterator[None]:
         torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
 
 
-def _key(
+def content_key(
     model: nn.Module, images: ImageSet, indices: Tensor, measurement: Measurement, seed: int, device: torch.device
 ) -> str:
     """Names the rows by all that decides them. What a model computes cannot be read off its weights: it is asked."""
@@ -136,7 +142,7 @@ def _key(
 
 def _measure(
     model: nn.Module, x: Images, y: Labels, measurement: Measurement, generator: torch.Generator
-) -> dict[str, np.ndarray]:
+) -> tuple[Images, Rows]:
     attacked, notes = x, {}
     if measurement.attack is not None:
         attacked = _noting(measurement.attack, notes)(model, x, y, generator=generator)
@@ -160,7 +166,7 @@ def _measure(
             rows |= _compare_maps(model, x, attacked, y, rows["prediction"], measurement, noise)
     if measurement.gradient_norm:
         rows["gradient_norm"] = input_gradient_norm(model, attacked, y)
-    return {name: v.cpu().numpy() if isinstance(v, Tensor) else v for name, v in (notes | rows).items()}
+    return attacked, {name: v.cpu().numpy() if isinstance(v, Tensor) else v for name, v in (notes | rows).items()}
 
 
 def _noting(attack: Attack, notes: dict[str, Tensor | np.ndarray]) -> Attack:

@@ -1,7 +1,7 @@
 """pellucid attack"""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
@@ -27,6 +27,14 @@ from pellucid.cli.common import (
     progress,
 )
 
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from pellucid.data import ImageSet
+    from pellucid.evaluation import Look
+    from pellucid.results import Rows
+    from pellucid.types import Attack
+
 EPILOGUE = examples(
     'pellucid attack --model runs/a --data digits --attack "pgd(ball=Linf(0.2), steps=40)"',
     "pellucid attack --model nets/mnist_smallgap_int_100.safetensors --data mnist --images boopathy200 --attack "
@@ -44,6 +52,10 @@ def attack(
     size: SizeOption = None,
     weights: WeightsOption = None,
     out_folder: Annotated[Path | None, typer.Option("--out", help="Keep the rows (Parquet) and run.json here.")] = None,
+    picture: Annotated[
+        Path | None,
+        typer.Option(help="Draw the first images, their perturbations and predictions here (PNG). With --out always."),
+    ] = None,
     seed: SeedOption = 0,
     device: DeviceOption = "cpu",
     mean: MeanOption = "",
@@ -55,28 +67,24 @@ def attack(
     from datetime import UTC, datetime
 
     from pellucid import registry
-    from pellucid.evaluation import Measurement, evaluate
     from pellucid.results import run_facts, write_json, write_rows
 
     bound = registry.parse(attack, "attacks")
-    interpreter = registry.option(bound, "interpreter")
     only_for_others([model], weights, mean, std)
     found, indices = open_images(data, split, images, seed, size)
     subject = open_subject(model, weights, found, device=device, mean=mean, std=std)
+    drawn = picture or (out_folder / "picture.png" if out_folder else None)
     started, now = time.monotonic(), datetime.now(UTC).isoformat(timespec="seconds")
-    cells = out_folder / "cells" if out_folder else None
-    with progress("attacking", 2 * len(indices), quiet=json_) as tick:
-        clean = evaluate(subject.model, found, indices, Measurement(), seed=seed, cells=cells, tick=tick)
-        measurement = Measurement(bound, interpreter, top_k=registry.option(bound, "k") or 8)
-        rows = evaluate(subject.model, found, indices, measurement, seed=seed, cells=cells, tick=tick)
-    seconds = time.monotonic() - started
     summary = {
         "model": model,
         "attack": registry.describe(bound),
         "data": data,
         "images": images or f"{len(indices)} at random",
     }
-    summary |= _figures(clean, rows) | {"seconds": round(seconds, 2)}
+    cells = out_folder / "cells" if out_folder else None
+    figures, rows = _run(subject.model, found, indices, bound, seed=seed, cells=cells, drawn=drawn, quiet=json_)
+    seconds = time.monotonic() - started
+    summary |= figures | {"seconds": round(seconds, 2)}
     if out_folder:
         write_rows(out_folder / "rows.parquet", rows)
         write_json(out_folder / "run.json", summary | run_facts(started=now, seconds=seconds, device=device))
@@ -86,29 +94,47 @@ def attack(
         _print(summary)
 
 
-def _figures(clean: dict[str, Any], rows: dict[str, Any]) -> dict[str, Any]:
-    import numpy as np
+def _run(
+    model: "nn.Module",
+    found: "ImageSet",
+    indices: "Tensor",
+    attack: "Attack",
+    *,
+    seed: int,
+    cells: Path | None,
+    drawn: Path | None,
+    quiet: bool,
+) -> tuple[dict[str, Any], "Rows"]:
+    """The figures and the rows, with a bar on the way."""
+    from pellucid import registry
+    from pellucid.evaluation import Measurement, evaluate
+    from pellucid.outcome import outcome
 
-    from pellucid.results import rate
+    measurement = Measurement(attack, registry.option(attack, "interpreter"), top_k=registry.option(attack, "k") or 8)
+    with progress("attacking", 2 * len(indices), quiet=quiet) as tick:
+        clean = evaluate(model, found, indices, Measurement(), seed=seed, cells=cells, tick=tick)
+        look = _picture(drawn, registry.describe(attack), found.class_names, clean) if drawn else None
+        rows = evaluate(model, found, indices, measurement, seed=seed, cells=cells, tick=tick, look=look)
+    figures = outcome(clean, rows, sizes=registry.option(attack, "ball") is None)
+    return figures | ({"picture": str(drawn)} if drawn and drawn.is_file() else {}), rows
 
-    robust = rate(clean["correct"] & rows["correct"])
-    found = {
-        "robust_accuracy": robust["value"],
-        "clean_accuracy": float(clean["correct"].mean()),
-        "n": robust["n"],
-        "interval": [robust["low"], robust["high"]],
-    }
-    if "tau" in rows:
-        kept = rows["unchanged"] & np.isfinite(rows["tau"])
-        finite = rows["tau"][np.isfinite(rows["tau"])]
-        found |= {
-            "kendall_tau": float(rows["tau"][kept].mean()) if kept.any() else None,
-            "survivors": int(rows["unchanged"].sum()),
-            "n_tau": int(kept.sum()),
-            "kendall_tau_all": float(finite.mean()) if len(finite) else None,
-            "top_k_intersection": float(rows["top_k_overlap"][kept].mean()) if kept.any() else None,
-        }
-    return found
+
+def _picture(path: Path, spec: str, names: tuple[str, ...], clean: "Rows") -> "Look":
+    """Draws the first images into a file as soon as they are attacked."""
+
+    def look(x: "Tensor", attacked: "Tensor", rows: "Rows") -> None:
+        from pellucid.report.attack_picture import COLUMNS, attack_picture
+        from pellucid.weights import write_atomically
+
+        before, after = (
+            [f"{names[c]} {p:.2f}" for c, p in zip(r["prediction"][:COLUMNS], r["confidence"][:COLUMNS], strict=True)]
+            for r in (clean, rows)
+        )
+        fooled = [bool(w) for w in ~rows["correct"][:COLUMNS]]
+        plain, changed = (t[:COLUMNS].numpy() for t in (x, attacked))
+        write_atomically(path, attack_picture(spec, plain, changed, before, after, fooled))
+
+    return look
 
 
 def _print(summary: dict[str, Any]) -> None:
@@ -117,14 +143,38 @@ def _print(summary: dict[str, Any]) -> None:
     out.print(f"[bold]{escape(summary['attack'])}[/] {on}")
     out.print(f"  clean accuracy   {summary['clean_accuracy']:.3f}")
     out.print(f"  robust accuracy  {summary['robust_accuracy']:.3f}  (95 %: {low:.3f} to {high:.3f}; an upper bound)")
+    for line in [*_map_lines(summary), *_other_lines(summary)]:
+        out.print(f"  {line}")
+
+
+def _map_lines(summary: dict[str, Any]) -> list[str]:
     if summary.get("kendall_tau") is not None:
-        out.print(
-            f"  Kendall tau      {summary['kendall_tau']:.3f}  over {summary['n_tau']} images that keep their class"
-        )
-        out.print(
-            f"                   {summary['kendall_tau_all']:.3f}  over all; top-k {summary['top_k_intersection']:.3f}"
-        )
-    elif "survivors" in summary:
-        kept = summary["survivors"]
-        why = f"the map is constant, for {kept} images that keep their class" if kept else "no image kept its class"
-        out.print(f"  Kendall tau      none: {why}")
+        return [
+            f"Kendall tau      {summary['kendall_tau']:.3f}  over {summary['n_tau']} images that keep their class",
+            f"                 {summary['kendall_tau_all']:.3f}  over all; top-k {summary['top_k_intersection']:.3f}",
+        ]
+    if "nds" in summary or "survivors" not in summary:
+        return []
+    kept = summary["survivors"]
+    why = f"the map is constant, for {kept} images that keep their class" if kept else "no image kept its class"
+    over_all = summary["kendall_tau_all"]
+    return [
+        f"Kendall tau      none: {why}" + ("" if over_all is None else f"; {over_all:.3f} over the images that changed")
+    ]
+
+
+def _other_lines(summary: dict[str, Any]) -> list[str]:
+    lines = []
+    if "by_attack" in summary:
+        lines.append("broken by        " + ", ".join(f"{name} {n}" for name, n in summary["by_attack"].items()))
+    if "fooled" in summary:
+        sizes = [f"{norm} {summary[f'median_{norm}']:.4g}" for norm in ("linf", "l2", "l1", "l0") if summary["fooled"]]
+        lines.append(f"median size      {', '.join(sizes) or 'none'}  over {summary['fooled']} images it fooled")
+    if "nds" in summary:
+        lines.append(f"NDS, NSL         {summary['nds']:.4f}, {summary['nsl']:.4f}  over {summary['n_isa']} images")
+        coded = f"{summary['nds_as_coded']:.4f}, {summary['nsl_as_coded']:.4f}"
+        lines.append(f"                 {coded}  as coded, without {summary['never_gave_way']} that never gave way")
+        lines.append(f"Proposition 1    {'holds' if summary['bound_holds'] else 'does not hold'}")
+    if "picture" in summary:
+        lines.append(f"picture          {escape(summary['picture'])}")
+    return lines

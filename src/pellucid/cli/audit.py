@@ -1,7 +1,7 @@
 """pellucid audit"""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 from rich.markup import escape
@@ -19,18 +19,15 @@ from pellucid.cli.common import (
     WeightsOption,
     err,
     examples,
-    numbers,
+    named,
     only_for_others,
     open_images,
     open_subject,
     out,
     print_json,
     progress,
+    radii,
 )
-from pellucid.errors import PellucidError
-
-if TYPE_CHECKING:
-    from pellucid.protocol import Subject
 
 EPILOGUE = examples(
     "pellucid audit --model runs/a --data digits --out runs/a-audit",
@@ -69,9 +66,9 @@ def audit(
 
     only_for_others(model, weights, mean, std)
     found, indices = open_images(data, split, images, seed, size)
-    subjects = _named([open_subject(m, weights, found, device=device, mean=mean, std=std) for m in model])
+    subjects = named([open_subject(m, weights, found, device=device, mean=mean, std=std) for m in model])
     protocol = Protocol(
-        eps=_ladder(eps) or default_ladder(found.shape[0]),
+        eps=radii(eps) or default_ladder(found.shape[0]),
         attack=registry.parse(attack, "attacks") if attack else DEFAULT_ATTACK,
         aai=registry.parse(aai, "attacks") if aai else DEFAULT_AAI,
         seed=seed,
@@ -94,18 +91,3 @@ def audit(
     else:
         out.print(markdown(done.figures), markup=False, highlight=False, soft_wrap=True)
         err.print(f"[bold]{escape(str(out_folder / 'report.html'))}[/]")
-
-
-def _ladder(text: str) -> tuple[float, ...] | None:
-    given = numbers(text)
-    if given is not None and not all(0 < e <= 1 for e in given):
-        raise PellucidError(f"--eps {text}: every radius must lie in (0, 1], in units of images in [0, 1]")
-    return tuple(sorted(set(given))) if given else None
-
-
-def _named(subjects: list["Subject"]) -> list["Subject"]:
-    """Names that tell the models apart."""
-    from dataclasses import replace
-
-    names = [s.name for s in subjects]
-    return [s if names.count(s.name) == 1 else replace(s, name=f"{s.name} ({i + 1})") for i, s in enumerate(subjects)]

@@ -170,3 +170,19 @@ def numbers(text: str) -> tuple[float, ...] | None:
     if not values or not all(isinstance(v, int | float) for v in values):
         raise PellucidError(f"{text!r} is not a list of numbers such as 0.1,0.2,8/255")
     return tuple(float(v) for v in values)
+
+
+def radii(text: str) -> tuple[float, ...] | None:
+    """`--eps` as ascending radii; None for the empty text."""
+    given = numbers(text)
+    if given is not None and not all(0 < e <= 1 for e in given):
+        raise PellucidError(f"--eps {text}: every radius must lie in (0, 1], in units of images in [0, 1]")
+    return tuple(sorted(set(given))) if given else None
+
+
+def named(subjects: list["Subject"]) -> list["Subject"]:
+    """Names that tell the models apart."""
+    from dataclasses import replace
+
+    names = [s.name for s in subjects]
+    return [s if names.count(s.name) == 1 else replace(s, name=f"{s.name} ({i + 1})") for i, s in enumerate(subjects)]

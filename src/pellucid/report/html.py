@@ -20,7 +20,7 @@ def build(audit: dict[str, Any], gallery: dict[str, np.ndarray], run: dict[str, 
     `gallery` holds the pictures by "row/image", "row/model/attacked", "row/model/map_clean" and so on: images
     are [c, h, w] in [0, 1], maps [h, w] and signed; what is missing is left out. `run` describes the one execution.
     """
-    return _environment().get_template("page.html").render(_context(audit, gallery, run))
+    return environment().get_template("page.html").render(_context(audit, gallery, run))
 
 
 def _context(audit: dict[str, Any], arrays: dict[str, np.ndarray], run: dict[str, Any] | None) -> dict[str, Any]:
@@ -44,11 +44,11 @@ def _context(audit: dict[str, Any], arrays: dict[str, np.ndarray], run: dict[str
         "comparison": sections.comparison(audit),
         "checks": sections.checks(audit),
         "gallery": gallery_rows(audit, arrays),
-        **_assets(),
+        **assets(),
     }
 
 
-def _assets() -> dict[str, Any]:
+def assets() -> dict[str, Any]:
     """Style and script, and the script's hash: the page's policy lets no other script run."""
     script = _template_text("script.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
@@ -61,7 +61,7 @@ def _template_text(name: str) -> str:
 
 
 @cache
-def _environment() -> Environment:
+def environment() -> Environment:
     environment = Environment(
         loader=PackageLoader("pellucid.report", "templates"),
         autoescape=True,

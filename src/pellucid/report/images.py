@@ -20,7 +20,7 @@ _BLUE_WHITE_RED = np.array([(33, 102, 172), (146, 197, 222), (247, 247, 247), (2
 
 def photograph(image: Float[np.ndarray, "c h w"]) -> str:
     """Pixels in [0, 1] as a data URI; one channel is grey, three are RGB, any other count is averaged to grey."""
-    return _data_uri(_pixels(image))
+    return _data_uri(photograph_pixels(image))
 
 
 def perturbation(
@@ -30,10 +30,8 @@ def perturbation(
 
     k is 0.5 / eps, or smaller where the change exceeds eps (a ball that does not bound single pixels).
     """
-    delta = np.nan_to_num(np.asarray(changed, float) - np.asarray(image, float))
-    largest = max(float(np.abs(delta).max(initial=0.0)), eps, 1e-6)
-    factor = 0.5 / largest
-    return photograph(0.5 + factor * delta), factor
+    largest = max(float(np.abs(np.nan_to_num(changed - image)).max(initial=0.0)), eps, 1e-6)
+    return _data_uri(perturbation_pixels(image, changed, largest)), 0.5 / largest
 
 
 def signed_map(field: Float[np.ndarray, "h w"], *, scale: float) -> str:
@@ -55,11 +53,11 @@ def sheet(
     draw, font = ImageDraw.Draw(page), ImageFont.load_default(size=12)
     for i, (photo, field, caption) in enumerate(zip(photographs, maps, captions, strict=True)):
         left, top = gap + i % columns * width, gap + i // columns * height
-        for k, pixels in enumerate((_pixels(photo), _coloured(field, common_scale(field)))):
+        for k, pixels in enumerate((photograph_pixels(photo), _coloured(field, common_scale(field)))):
             enlarge = Image.Resampling.NEAREST if max(pixels.shape[:2]) <= side else Image.Resampling.LANCZOS
             tile = Image.fromarray(pixels).convert("RGB").resize((side, side), enlarge)
             page.paste(tile, (left + k * (side + 2), top))
-        draw.text((left, top + side + 3), shorten(_drawable(caption), 36), fill="black", font=font)
+        draw.text((left, top + side + 3), shorten(drawable(caption), 36), fill="black", font=font)
     memory = io.BytesIO()
     page.save(memory, "png", optimize=True)
     return memory.getvalue()
@@ -75,7 +73,16 @@ def is_pixelated(array: np.ndarray) -> bool:
     return max(array.shape[-2:]) <= _PIXELATED_SIDE
 
 
-def _pixels(image: Float[np.ndarray, "c h w"]) -> UInt8[np.ndarray, "h w *rgb"]:
+def perturbation_pixels(
+    image: Float[np.ndarray, "c h w"], changed: Float[np.ndarray, "c h w"], largest: float
+) -> UInt8[np.ndarray, "h w *rgb"]:
+    """A perturbation as a picture: mid-grey is no change, black and white a change by `largest`."""
+    delta = np.nan_to_num(np.asarray(changed, float) - np.asarray(image, float))
+    return photograph_pixels(0.5 + 0.5 / max(largest, 1e-6) * delta)
+
+
+def photograph_pixels(image: Float[np.ndarray, "c h w"]) -> UInt8[np.ndarray, "h w *rgb"]:
+    """Pixels in [0, 1] as bytes: one channel grey, three RGB, any other count averaged to grey."""
     pixels = np.rint(255 * np.clip(np.nan_to_num(image), 0, 1)).astype(np.uint8)
     if pixels.shape[0] == 3:
         return np.moveaxis(pixels, 0, -1)
@@ -87,7 +94,7 @@ def _coloured(field: Float[np.ndarray, "h w"], scale: float) -> UInt8[np.ndarray
     return np.rint(np.stack([np.interp(level, _STOPS, tone) for tone in _BLUE_WHITE_RED.T], -1)).astype(np.uint8)
 
 
-def _drawable(text: str) -> str:
+def drawable(text: str) -> str:
     """`text` without what the built-in font or a single line has no place for."""
     return "".join(c if c.isprintable() else " " for c in text)
 

@@ -1,0 +1,60 @@
+"""What an attack did, in figures: from its rows, and from the rows of the same images without it."""
+
+from typing import Any
+
+import numpy as np
+
+from pellucid.results import Rows, rate
+from pellucid.stealth import sneaking_scores
+
+NORMS = ("linf", "l2", "l1", "l0")
+
+
+def outcome(clean: Rows, rows: Rows, *, sizes: bool = False) -> dict[str, Any]:
+    """Robust accuracy over all images, with its 95 % Wilson interval, and what the attack's own notes add up to.
+
+    A point that is wrong without the attack is lost. With maps: Kendall's tau and the top-k intersection over the
+    images that keep their class (as published) and tau over all. `sizes` adds the median sizes
+    of the perturbations that fooled, for attacks that no ball bounds. `by_attack` counts which member
+    of an ensemble broke how many images; ISA adds NDS, NSL and whether Proposition 1 held.
+    """
+    robust = rate(clean["correct"] & rows["correct"])
+    found: dict[str, Any] = {
+        "robust_accuracy": robust["value"],
+        "clean_accuracy": float(clean["correct"].mean()) if robust["n"] else None,
+        "n": robust["n"],
+        "interval": [robust["low"], robust["high"]],
+    }
+    if "tau" in rows:
+        found |= _maps(rows)
+    if sizes:
+        found |= _sizes(clean, rows)
+    if "broken_by" in rows:
+        names, counts = np.unique(rows["broken_by"].astype(str), return_counts=True)
+        found["by_attack"] = {n or "standing": int(c) for n, c in zip(names, counts, strict=True)}
+    if "gradient_underflow" in rows:
+        found["gradient_underflow"] = int(rows["gradient_underflow"].sum())
+    if "isa_nds_0" in rows:
+        found |= sneaking_scores(rows)
+        tau = rows["tau_target"][rows["found"] & np.isfinite(rows["tau_target"])]
+        found["kendall_tau_target"] = float(tau.mean()) if len(tau) else None
+    return found
+
+
+def _maps(rows: Rows) -> dict[str, Any]:
+    kept = rows["unchanged"] & np.isfinite(rows["tau"])
+    finite = rows["tau"][np.isfinite(rows["tau"])]
+    return {
+        "kendall_tau": float(rows["tau"][kept].mean()) if kept.any() else None,
+        "survivors": int(rows["unchanged"].sum()),
+        "n_tau": int(kept.sum()),
+        "kendall_tau_all": float(finite.mean()) if len(finite) else None,
+        "top_k_intersection": float(rows["top_k_overlap"][kept].mean()) if kept.any() else None,
+        "top_k_intersection_all": float(rows["top_k_overlap"].mean()) if len(rows["tau"]) else None,
+    }
+
+
+def _sizes(clean: Rows, rows: Rows) -> dict[str, Any]:
+    fooled = clean["correct"] & ~rows["correct"]
+    medians = {f"median_{norm}": float(np.median(rows[norm][fooled])) if fooled.any() else None for norm in NORMS}
+    return {"fooled": int(fooled.sum())} | medians
