@@ -306,3 +306,54 @@ def test_a_convolution_that_computes_something_of_its_own_is_not_folded() -> Non
     x = torch.rand(2, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     assert "of its own" in str(why_not_folded(network))
     torch.testing.assert_close(network(x), network.head(network.features(x).mean((2, 3))))
+
+
+@pytest.mark.parametrize("name", ["pool", "ross", "noisy"])
+def test_a_held_trunk_is_the_same_function(
+    name: str, request: pytest.FixtureRequest, generator: torch.Generator
+) -> None:
+    """Batch norms folded away and channels last: logits, maps and input gradients as layer by layer, to rounding."""
+    made = request.getfixturevalue("noisy") if name == "noisy" else registry.public("architectures")[name]()
+    network = made.double().eval()
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d) and module.running_mean is not None and module.running_var is not None:
+            module.running_mean.uniform_(-1, 1, generator=generator)
+            module.running_var.uniform_(0.5, 2, generator=generator)
+    size = 16 if name == "noisy" else 28
+    x = torch.rand(3, 1, size, size, generator=generator, dtype=torch.float64, requires_grad=True)
+    weights = torch.randn(3, network.head.out_features, generator=generator, dtype=torch.float64)
+    expected, maps = unfolded(network, x), unfolded_maps(network, x)
+    gradient = torch.autograd.grad((expected * weights).sum(), x)[0]
+    with frozen(network):
+        found = network(x)
+        assert network._held_trunk  # or nothing was tried
+        assert network._held_trunk[0] is not None
+        torch.testing.assert_close(found, expected)
+        torch.testing.assert_close(torch.autograd.grad((found * weights).sum(), x)[0], gradient)
+        torch.testing.assert_close(network.class_maps(x), maps)
+    assert not network._held_trunk
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.mul_(1.1)
+    with frozen(network):  # what was held is not held over
+        torch.testing.assert_close(network(x), unfolded(network, x))
+
+
+def test_a_trunk_of_unknown_layers_is_left_alone(images: Tensor) -> None:
+    """A layer that computes something of its own, a batch norm without statistics, a hook: run as they are."""
+
+    class Twice(nn.ReLU):
+        def forward(self, input: Tensor) -> Tensor:
+            return 2 * input.relu()
+
+    own = Network(nn.Sequential(nn.Conv2d(1, 3, 3), Twice()), nn.Linear(3, 2)).eval()
+    batchwise = nn.Sequential(nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3, track_running_stats=False), nn.ReLU())
+    seen: list[int] = []
+    watched = nn.Conv2d(1, 3, 3)
+    watched.register_forward_hook(lambda *_: seen.append(1))
+    hooked = Network(nn.Sequential(watched, nn.ReLU()), nn.Linear(3, 2)).eval()
+    for network in (own, Network(batchwise, nn.Linear(3, 2)).eval(), hooked):
+        expected = unfolded(network, images)
+        with frozen(network):
+            torch.testing.assert_close(network(images), expected)
+    assert len(seen) == 2

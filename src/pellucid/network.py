@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from pellucid.errors import PellucidError
 from pellucid.layers import Conv2d, convolve
+from pellucid.quick import quick_trunk
 from pellucid.types import Images, Logits
 
 ClassMaps = Float[Tensor, "b classes hm wm"]
@@ -63,14 +64,18 @@ class Network(nn.Module):
         self.head = head
         self.biased = any(name == "bias" for name, _ in head.named_parameters())
         self._held: dict[tuple[int, int] | None, Tail] | None = None
+        self._held_trunk: list[nn.Sequential | None] = []  # empty: not made yet. A list, so that it is no submodule
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy made while frozen must not keep the held tails: nobody would drop them."""
-        return self.__dict__ | {"_held": None}
+        return self.__dict__ | {"_held": None, "_held_trunk": []}
 
     def features(self, x: Images) -> Features:
         """The last feature maps A, before pooling."""
-        return self.trunk(self.normalise(x))
+        quick = self._quick()
+        if quick is None:
+            return self.trunk(self.normalise(x))
+        return quick(self.normalise(x).contiguous(memory_format=torch.channels_last))
 
     def forward(self, x: Images) -> Logits:
         if not self.folds:
@@ -102,6 +107,14 @@ class Network(nn.Module):
     def folds(self) -> bool:
         """Whether convolution, average pool and head are one linear map. See `why_not_folded`."""
         return why_not_folded(self) is None
+
+    def _quick(self) -> nn.Sequential | None:
+        """A quicker trunk while the network is held still; the hooks of a watched trunk must see the real one."""
+        if self._held is None or any(m._forward_hooks or m._forward_pre_hooks for m in self.trunk.modules()):
+            return None
+        if not self._held_trunk:
+            self._held_trunk.append(quick_trunk(self.trunk))
+        return self._held_trunk[0]
 
     def _last(self) -> nn.Conv2d:
         assert isinstance(self.trunk, nn.Sequential)
@@ -214,22 +227,22 @@ def frozen(model: Model) -> Iterator[Model]:
     """
     modes = [(module, module.training) for module in model.modules()]
     flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    holders = [(module, module._held) for module in model.modules() if isinstance(module, Network)]
+    holders = [(m, m._held, m._held_trunk) for m in model.modules() if isinstance(m, Network)]
     try:
         for module, _ in modes:
             module.training = False
         for parameter, _ in flags:
             parameter.requires_grad_(False)
-        for module, held in holders:
-            module._held = {} if held is None else held
+        for module, held, trunk in holders:
+            module._held, module._held_trunk = ({}, []) if held is None else (held, trunk)
         yield model
     finally:
         for module, mode in modes:
             module.training = mode
         for parameter, flag in flags:
             parameter.requires_grad_(flag)
-        for module, held in holders:
-            module._held = held
+        for module, held, trunk in holders:
+            module._held, module._held_trunk = held, trunk
 
 
 def softplus(model: Model, *, beta: float = 1.0) -> Model:
