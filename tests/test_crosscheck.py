@@ -4,6 +4,7 @@ import importlib
 import warnings
 from collections.abc import Callable
 from types import ModuleType
+from typing import Any
 
 import pytest
 import scipy.stats
@@ -12,7 +13,10 @@ from torch import Tensor, nn
 
 from pellucid import metrics
 from pellucid.attacks.gradient import fgsm, pgd
-from pellucid.balls import L2, Ball, Linf
+from pellucid.attacks.minimal import cw, fmn
+from pellucid.attacks.saliency import jsma
+from pellucid.balls import L1, L2, Ball, Linf
+from pellucid.data import load
 from pellucid.interpreters.activations import gradcam
 from pellucid.interpreters.gradients import gradient, integrated_gradients, smoothgrad
 from pellucid.network import Network, softplus
@@ -174,6 +178,94 @@ def test_pgd_is_torchattacks(ball: Ball, targeted: bool, smooth: Network, images
         targeted=targeted,
     )
     close(ours, attack(images, y))
+
+
+@pytest.fixture(scope="module")
+def reader() -> Network:
+    """A classifier of digits of 14 x 14 pixels, trained for a second."""
+    trunk = nn.Sequential(nn.Conv2d(1, 8, 4, stride=2), nn.ReLU(), nn.Conv2d(8, 24, 5, stride=2))
+    network, generator = Network(trunk, nn.Linear(24, 10)), torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.copy_(torch.empty_like(parameter).normal_(0, 0.1, generator=generator))
+    x, y = load("digits", "train").batch(torch.arange(1000))
+    optimiser = torch.optim.Adam(network.parameters(), lr=0.01)
+    for step in range(100):
+        rows = slice(50 * (step % 20), 50 * (step % 20) + 50)
+        optimiser.zero_grad()
+        nn.functional.cross_entropy(network(x[rows, :, ::2, ::2]), y[rows]).backward()
+        optimiser.step()
+    return network.eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="module")
+def digits(reader: Network) -> tuple[Tensor, Tensor]:
+    """Digits it reads correctly. Dimmed: torchattacks' JSMA leaves out pixels of 0.99 and more."""
+    x, y = load("digits", "test").batch(torch.arange(200))
+    x = 0.98 * x[:, :, ::2, ::2]
+    right = reader(x).argmax(1) == y
+    assert right.sum() > 100
+    return x[right], y[right]
+
+
+def test_jsma_is_torchattacks(reader: Network, digits: tuple[Tensor, Tensor]) -> None:
+    """Bit for bit where ours gets there: where no pair helps, torchattacks goes on with an arbitrary one."""
+    x, y = (v[:20] for v in digits)
+    notes: dict[str, Any] = {}
+    ours = jsma(reader, x, y, gamma=0.25, notes=notes)
+    theirs = peer("torchattacks").JSMA(reader, theta=1.0, gamma=0.25)(x.clone(), y)
+    reached = notes["reached"]
+    assert reached.sum() >= 10
+    assert torch.equal(ours[reached], theirs[reached])
+    assert not (reader(theirs[~reached]).argmax(1) == notes["target"][~reached]).any()
+
+
+@pytest.mark.parametrize("name", ["L1PGD", "SparseL1DescentAttack"])
+@pytest.mark.parametrize("eps", [2.0, 3.0, 6.0])
+def test_l1_pgd_is_no_weaker_than_foolboxs(
+    name: str, eps: float, reader: Network, digits: tuple[Tensor, Tensor]
+) -> None:
+    """In as many steps the margins are smaller on average and no more images stand, whichever step theirs takes.
+
+    foolbox 3.3.4 lets images of SparseL1Descent out of the ball (where one image of a batch is outside, it moves those
+    inside outwards): they are put back first.
+    """
+    foolbox, (x, y) = peer("foolbox"), digits
+    model = foolbox.PyTorchModel(reader, bounds=(0, 1), device="cpu")
+    ours = metrics.margin(reader(pgd(reader, x, y, ball=L1(eps), steps=40, random_start=False)), y)
+    for size in (0.05, 0.2, 0.5):
+        attack = getattr(foolbox.attacks, name)(steps=40, rel_stepsize=size, random_start=False)
+        found = attack.run(model, x, foolbox.criteria.Misclassification(y), epsilon=eps)
+        theirs = metrics.margin(reader(L1(eps).project(found, x)), y)
+        assert ours.mean() <= theirs.mean()
+        assert (ours > 0).sum() <= (theirs > 0).sum()
+
+
+def test_cw_is_no_weaker_than_foolboxs(reader: Network, digits: tuple[Tensor, Tensor]) -> None:
+    """The median L2 norm, over as many iterations and searches at the same rate, to 1 %."""
+    foolbox, (x, y) = peer("foolbox"), (v[:20] for v in digits)
+    model = foolbox.PyTorchModel(reader, bounds=(0, 1), device="cpu")
+    attack = foolbox.attacks.L2CarliniWagnerAttack(steps=150, binary_search_steps=5, stepsize=0.05, initial_const=0.1)
+    theirs = attack.run(model, x, foolbox.criteria.Misclassification(y))
+    notes: dict[str, Any] = {}
+    cw(reader, x, y, iterations=150, search=5, learning_rate=0.05, c=0.1, notes=notes)
+    assert notes["found"].all()
+    assert notes["eps"].median() <= 1.01 * L2(1.0).norm(theirs - x).median()
+
+
+@pytest.mark.parametrize(("name", "ball"), [("LInf", Linf(1.0)), ("L2", L2(14.0)), ("L1", L1(196.0))])
+def test_fmn_is_no_weaker_than_foolboxs(name: str, ball: Ball, reader: Network, digits: tuple[Tensor, Tensor]) -> None:
+    """The median norm in as many steps. foolbox 3.3.4 does not project in L2 (its factor is a norm over itself)."""
+    foolbox, (x, y) = peer("foolbox"), (v[:20] for v in digits)
+    model = foolbox.PyTorchModel(reader, bounds=(0, 1), device="cpu")
+    theirs = getattr(foolbox.attacks, f"{name}FMNAttack")(steps=100).run(
+        model, x, foolbox.criteria.Misclassification(y)
+    )
+    norms = torch.where(reader(theirs).argmax(1) != y, ball.norm(theirs - x), torch.inf)
+    notes: dict[str, Any] = {}
+    fmn(reader, x, y, ball=ball, steps=100, notes=notes)
+    assert notes["found"].all()
+    assert notes["eps"].median() <= norms.median()
 
 
 @pytest.mark.parametrize("d", [50, 784])

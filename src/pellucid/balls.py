@@ -154,3 +154,14 @@ class L1:
         flat = gradient.flatten(1)
         best = flat.abs().argmax(1, keepdim=True)
         return torch.zeros_like(flat).scatter(1, best, flat.gather(1, best).sign()).view_as(gradient)
+
+    def sparse(self, gradient: Images, *, spread: float = 1.5) -> Images:
+        """The gradient's sign on the `max(1, spread · eps)` pixels of largest |g|, shared out equally: `‖d‖_1 <= 1`.
+
+        `steepest` moves one pixel, which the box stops at once: what ascends in practice moves about as many pixels as
+        the radius can pay for. Source: Tramer & Boneh 2019, sec. 3 (SLIDE), who move a fixed share of all pixels.
+        """
+        flat = gradient.flatten(1)
+        count = (spread * per_image(self.eps, gradient)).round().flatten(1).clamp(1, max(1, flat.shape[1]))
+        rank = flat.abs().argsort(dim=1, descending=True, stable=True).argsort(dim=1)
+        return (flat.sign().masked_fill(rank >= count, 0) / count).view_as(gradient)

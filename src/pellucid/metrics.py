@@ -13,8 +13,10 @@ from pellucid.errors import PellucidError
 from pellucid.network import frozen
 from pellucid.types import Images, Labels, Logits, Maps, Mask, PerExample
 
-SIGN_TENSOR_LIMIT = 64  # values per map: above it, sorting (scipy) beats the d x d tensor of signs
-SIGN_TENSOR_VALUES = 1 << 22
+SIGN_TENSOR_LIMIT = 64  # values per map: above it, sorting (scipy) beats the signs of all pairs
+SIGN_TENSOR_VALUES = 1 << 18  # at once: what stays in a processor's cache
+
+PerPair = Float[Tensor, " n"]
 
 
 def correct(logits: Logits, y: Labels) -> Mask:
@@ -26,6 +28,14 @@ def margin(logits: Logits, y: Labels) -> PerExample:
     """`f_y - max_{j≠y} f_j`, in logits; negative where another class wins."""
     own = logits.gather(1, y[:, None])[:, 0]
     return own - logits.scatter(1, y[:, None], -torch.inf).amax(1)
+
+
+def log_odds(logits: Logits, y: Labels) -> PerExample:
+    """`log p_y / (1 - p_y) = f_y - log Σ_{j≠y} exp f_j`: a smooth margin, whose gradient does not underflow.
+
+    Since `CE = log(1 + exp(-log_odds))`, CE's gradient is that of `-log_odds` times a positive number.
+    """
+    return logits.gather(1, y[:, None])[:, 0] - logits.scatter(1, y[:, None], -torch.inf).logsumexp(1)
 
 
 def discrepancy(maps: Maps, other: Float[Tensor, "b m *map"], *, p: int = 1, squared: bool = False) -> PerExample:
@@ -116,7 +126,7 @@ def top_k_overlap(maps: Float[Tensor, "n d"], other: Float[Tensor, "n d"], *, k:
 def kendall_tau(maps: Float[Tensor, "n d"], other: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
     """Kendall's tau-b of each pair of rows: `(P - Q) / sqrt((P + Q + T) (P + Q + U))`, ties exact, in [-1, 1].
 
-    NaN where a map is constant, as scipy has it. Up to 64 values by the d x d tensor of signs, in chunks;
+    NaN where a map is constant, as scipy has it. Up to 64 values by the signs of all pairs, in chunks;
     above that by scipy's sort. Equal to `scipy.stats.kendalltau` to 1e-6. Source: Kendall 1945.
     """
     n, d = maps.shape
@@ -125,14 +135,20 @@ def kendall_tau(maps: Float[Tensor, "n d"], other: Float[Tensor, "n d"]) -> Floa
         with np.errstate(invalid="ignore"):
             taus = np.array([scipy.stats.kendalltau(a, b)[0] for a, b in pairs])
         return torch.as_tensor(taus, dtype=maps.dtype, device=maps.device)
-    chunk = max(1, SIGN_TENSOR_VALUES // max(1, d * d))
-    return torch.cat([_tau_by_signs(maps[i : i + chunk], other[i : i + chunk]) for i in range(0, max(1, n), chunk)])
+    i, j = torch.triu_indices(d, d, 1, device=maps.device)
+    chunk = max(1, SIGN_TENSOR_VALUES // max(1, len(i)))
+    parts = [_tau_by_signs(maps[k : k + chunk], other[k : k + chunk], i, j) for k in range(0, max(1, n), chunk)]
+    return torch.cat(parts)
 
 
-def _tau_by_signs(maps: Float[Tensor, "n d"], other: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
-    one, two = ((m[:, :, None] - m[:, None, :]).sign().flatten(1) for m in (maps, other))
-    # Counts of up to d² <= 4096 signs are exact in fp32.
-    return (one * two).sum(1) / ((one**2).sum(1) * (two**2).sum(1)).sqrt()
+def _tau_by_signs(maps: Float[Tensor, "n d"], other: Float[Tensor, "n d"], i: Tensor, j: Tensor) -> PerPair:
+    one, two = (m.index_select(1, i).sub_(m.index_select(1, j)).sign_() for m in (maps, other))
+    # Counts of up to d²/2 <= 2048 signs are exact in fp32.
+    return _dot(one, two) / (_dot(one, one) * _dot(two, two)).sqrt()
+
+
+def _dot(one: Float[Tensor, "n pairs"], two: Float[Tensor, "n pairs"]) -> PerPair:
+    return torch.bmm(one[:, None], two[:, :, None])[:, 0, 0]
 
 
 def _norm(delta: Float[Tensor, "b m d"], p: int) -> Float[Tensor, "b m"]:

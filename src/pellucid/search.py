@@ -19,6 +19,11 @@ def select(mask: Mask, yes: Images, no: Images) -> Images:
     return torch.where(mask[:, None, None, None], yes, no)
 
 
+def of_rows(value: Radius, rows: Mask | RowNumbers) -> float | Tensor:
+    """Of one number that number; of one per image those of the rows."""
+    return value[rows] if isinstance(value, Tensor) and value.ndim else value
+
+
 def ascend(
     loss: Loss,
     x: Images,
@@ -27,6 +32,8 @@ def ascend(
     steps: int,
     step_size: Radius,
     random_start: bool = False,
+    start: Images | None = None,
+    decay: bool = False,
     keep_best: bool = True,
     generator: Generator = None,
 ) -> Images:
@@ -36,9 +43,15 @@ def ascend(
     is taken of the loss and `keep_best` keeps, per image, the iterate of highest score. Without `keep_best`
     the last iterate is returned. The result lies in the ball around x and in [0, 1], and is detached.
 
+    The search begins at x, at a random point of the ball, or at `start`, images in the ball. With `decay` the steps
+    shrink linearly, the first of `step_size` and the last of `step_size / steps`. In the L1 ball a step is shared
+    among several pixels (`L1.sparse`): 1.5 eps of them, with `decay` from 4 eps down to 0.5 eps (measured best on MNIST
+    and CIFAR-10: wide steps first, then fewer and fewer pixels are improved).
+
     The gradient is always taken, whatever the caller's grad mode, and only with respect to the images.
     """
-    walk = _Walk.begin(x, ball, steps, step_size, random_start, generator)
+    start = start if start is not None else _start(x, ball, random_start, generator)
+    walk = _Walk.begin(x, start, ball, steps, step_size, decay)
     walk.go(loss, steps, remember=keep_best)
     return walk.end(loss) if keep_best else walk.at
 
@@ -51,6 +64,8 @@ def ascend_survivors(
     steps: int,
     step_size: Radius,
     random_start: bool = False,
+    start: Images | None = None,
+    decay: bool = False,
     generator: Generator = None,
 ) -> Images:
     """As `ascend` with `keep_best`, for searches that only ask *who falls*: an image of positive score is done.
@@ -58,7 +73,8 @@ def ascend_survivors(
     `loss_of(rows)` is the loss of those rows of x. Every few steps the fallen leave the batch, each as the best it
     was by then: the same images fall as under `ascend`, in less time.
     """
-    walk = _Walk.begin(x, ball, steps, step_size, random_start, generator)
+    start = start if start is not None else _start(x, ball, random_start, generator)
+    walk = _Walk.begin(x, start, ball, steps, step_size, decay)
     found, rows = torch.empty_like(walk.x), torch.arange(len(x), device=x.device)
     for first in range(0, steps, LEAVE):
         walk.go(loss_of(rows), min(LEAVE, steps - first), remember=True)
@@ -73,6 +89,10 @@ def ascend_survivors(
     return found
 
 
+def _start(x: Images, ball: Ball, random_start: bool, generator: Generator) -> Images:
+    return ball.sample(x.detach(), generator) if random_start else x
+
+
 @dataclass
 class _Walk:
     """Where a search is: the iterates, and per image the best of them so far."""
@@ -80,30 +100,33 @@ class _Walk:
     x: Images
     ball: Ball
     step_size: Radius
+    shrink: float  # of the first step's size, by how much each step is smaller than the one before
     at: Images
     best: Images
     score: PerExample | None = None
+    taken: int = 0
 
     @classmethod
-    def begin(
-        cls, x: Images, ball: Ball, steps: int, step_size: Radius, random_start: bool, generator: Generator
-    ) -> "_Walk":
+    def begin(cls, x: Images, start: Images, ball: Ball, steps: int, step_size: Radius, decay: bool) -> "_Walk":
         if steps < 0 or float(torch.as_tensor(step_size).min() if len(x) else 1) < 0:
             raise PellucidError(
                 f"steps (={steps}) and step_size (={step_size}) must not be negative: that would be descent"
             )
-        x = x.detach()
-        start = (ball.sample(x, generator) if random_start else x).clamp(0, 1)
-        return cls(x, ball, step_size, start, start)
+        start = start.detach().clamp(0, 1)
+        return cls(x.detach(), ball, step_size, 1 / max(1, steps) if decay else 0.0, start, start)
 
     def go(self, loss: Loss, steps: int, *, remember: bool) -> None:
         for _ in range(steps):
+            done, self.taken = self.taken * self.shrink, self.taken + 1
             gradient, score = _gradient(loss, self.at)
             if remember:
                 self.best, self.score = _better(self.at, score, self.best, self.score)
-            if isinstance(self.ball, L1):  # its one pixel must be able to move, or the search stands still for ever
-                gradient = gradient.masked_fill(_blocked(self.at, gradient), 0)
-            step = per_image(self.step_size, self.x) * self.ball.steepest(gradient)
+            if isinstance(self.ball, L1):  # its few pixels must be able to move, or the search stands still for ever
+                spread = 4 - 3.5 * done if self.shrink else 1.5
+                direction = self.ball.sparse(gradient.masked_fill(_blocked(self.at, gradient), 0), spread=spread)
+            else:
+                direction = self.ball.steepest(gradient)
+            step = per_image(self.step_size, self.x) * (1 - done) * direction
             self.at = self.ball.project(self.at + step, self.x).clamp(0, 1)
 
     def end(self, loss: Loss) -> Images:
@@ -115,12 +138,7 @@ class _Walk:
         """Go on with these images only."""
         self.x, self.at, self.best = self.x[left], self.at[left], self.best[left]
         self.score = None if self.score is None else self.score[left]
-        self.ball, self.step_size = self.ball.resized(_of(self.ball.eps, left)), _of(self.step_size, left)
-
-
-def _of(value: Radius, left: Mask) -> float | Tensor:
-    """Of one number that number, of one per image those of the images left."""
-    return value[left] if isinstance(value, Tensor) and value.ndim else value
+        self.ball, self.step_size = self.ball.resized(of_rows(self.ball.eps, left)), of_rows(self.step_size, left)
 
 
 def _split(value: PerExample | tuple[PerExample, PerExample]) -> tuple[PerExample, PerExample]:
