@@ -70,7 +70,10 @@ def isa(
         with frozen(view.twin):
             kind = _AsCoded if reading == "as_coded" else _AsWritten
             chosen = _chosen(model, x, y, goal, classes)
-            sneak = kind(view, x.detach(), y, goal, chosen, p, squared, tau, steps, search)
+            with torch.no_grad():
+                real = interpreter(model, x, chosen)
+                smooth = real if view.twin is model else interpreter(view.twin, x, chosen)
+            sneak = kind(view, x.detach(), y, goal, chosen, real, smooth, p, squared, tau, steps, search)
             return _levels(sneak, ball, multipliers, notes)
 
 
@@ -111,6 +114,8 @@ class _Sneak:
     y: Labels
     goal: Labels
     classes: Classes
+    real: Maps  # the clean maps of the network,
+    smooth: Maps  # and of its twin
     p: int
     squared: bool
     tau: float
@@ -137,11 +142,6 @@ class _Sneak:
 
     def climb(self, ball: Ball, on_margin: PerExample, on_map: PerExample) -> tuple[Images, Mask]:
         """Images found with these weights of the two terms, and which of them reach the goal."""
-        real = self.maps(self.x, self.classes)
-        smooth = real
-        if self.view.twin is not self.view.model:
-            with torch.no_grad():
-                smooth = self.view.interpreter(self.view.twin, self.x, self.classes)
 
         def loss(at: Images) -> tuple[Tensor, Tensor]:
             if not bool(on_map.any()):
@@ -150,9 +150,11 @@ class _Sneak:
                 return ahead.clamp_max(self.tau), ahead.detach()
             logits, maps = self.view.attacked(at, self.classes)
             ahead = margin(logits, self.goal)
-            apart = self.distance(real, self.view.judged(at, self.classes, maps)) if self.keep_best else ahead.detach()
+            apart = (
+                self.distance(self.real, self.view.judged(at, self.classes, maps)) if self.keep_best else ahead.detach()
+            )
             score = torch.where(ahead.detach() > 0, 1 / (1 + apart), ahead.detach())
-            return on_margin * ahead.clamp_max(self.tau) - on_map * self.distance(smooth, maps), score
+            return on_margin * ahead.clamp_max(self.tau) - on_map * self.distance(self.smooth, maps), score
 
         images = ascend(loss, self.x, ball, steps=self.steps, step_size=self.step_size(ball), keep_best=self.keep_best)
         return images, self.measure(images)[0]
@@ -161,8 +163,7 @@ class _Sneak:
         """Which reach the goal, and how far their maps moved."""
         with torch.no_grad():
             reached = margin(self.view.model(images), self.goal) > 0
-        clean, maps = self.maps(self.x, self.classes), self.maps(images, self.classes)
-        return reached, discrepancy(clean, maps, p=self.p, squared=self.squared)
+        return reached, discrepancy(self.real, self.maps(images, self.classes), p=self.p, squared=self.squared)
 
     def plain(self, ball: Ball) -> tuple[Images, Mask]:
         """The attack on the prediction alone."""
@@ -178,7 +179,7 @@ class _Sneak:
     def record(self, images: Images) -> dict[str, Tensor]:
         """What NDS, NSL and Proposition 1 need to know of an attack at one radius."""
         pair = torch.stack([self.y, self.goal], 1)
-        clean, maps = self.maps(self.x, self.classes), self.maps(images, self.classes)
+        clean, maps = self.real, self.maps(images, self.classes)
         if self.view.interpreter is representation:  # each channel is a map of its own
             clean, maps = clean[:, 0], maps[:, 0]
         with torch.no_grad():
