@@ -13,6 +13,8 @@ from torch import Tensor
 from pellucid.errors import PellucidError
 from pellucid.types import Generator, Images, PerExample
 
+TOLERANCE = 1e-6  # x + δ in fp32 may miss eps by 2^-24
+
 Radius = float | Float[Tensor, " b"]
 
 

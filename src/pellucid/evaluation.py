@@ -7,8 +7,7 @@ an interrupted evaluation goes on where it stopped and ends with the rows it wou
 
 import inspect
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
@@ -20,12 +19,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from pellucid import registry
-from pellucid.balls import Ball
+from pellucid.balls import TOLERANCE, Ball
 from pellucid.data import ImageSet
 from pellucid.errors import PellucidError
 from pellucid.mapping import drawing_from
 from pellucid.metrics import correct, discrepancy, input_gradient_norm, kendall_tau, margin, top_k_overlap
-from pellucid.network import device_of, frozen
+from pellucid.network import device_of, frozen, full_precision
 from pellucid.results import Rows, concatenate, fingerprint, model_digest, read_rows, write_rows
 from pellucid.seeds import derive_seed
 from pellucid.types import Attack, Images, Interpreter, Labels
@@ -33,8 +32,6 @@ from pellucid.types import Attack, Images, Interpreter, Labels
 CHUNK = 100  # images per chunk at most: the seeds hang on it, so it follows from the images' size alone
 CHUNK_VALUES = 1_300_000  # pixel values per chunk at most: what bounds the memory of large images
 Look = Callable[[Images, Images, Rows], None]
-
-TOLERANCE = 1e-6  # x + δ in fp32 may miss eps by 2^-24
 
 
 @dataclass(frozen=True)
@@ -112,17 +109,6 @@ def _stored(path: Path | None) -> Rows | None:
 def chunk_size(shape: tuple[int, ...]) -> int:
     """How many images of a shape are measured at once."""
     return max(4, min(CHUNK, CHUNK_VALUES // max(1, math.prod(shape))))
-
-
-@contextmanager
-def full_precision() -> Iterator[None]:
-    """fp32 means fp32: no TF32 in matrix products or convolutions while the block runs."""
-    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    try:
-        yield
-    finally:
-        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
 
 
 def content_key(

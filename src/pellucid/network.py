@@ -245,6 +245,17 @@ def frozen(model: Model) -> Iterator[Model]:
             module._held, module._held_trunk = held, trunk
 
 
+@contextmanager
+def full_precision() -> Iterator[None]:
+    """fp32 means fp32: no TF32 in matrix products or convolutions while the block runs."""
+    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
+
+
 def softplus(model: Model, *, beta: float = 1.0) -> Model:
     """A copy of the model that shares every parameter, its ReLUs replaced by `log(1 + exp(beta x)) / beta`.
 

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from pellucid.data import ImageSet
 from pellucid.errors import PellucidError
-from pellucid.evaluation import Measurement, check_attacked, chunk_size, content_key, full_precision
+from pellucid.evaluation import Measurement, check_attacked, chunk_size, content_key
 from pellucid.metrics import correct
-from pellucid.network import device_of, frozen
+from pellucid.network import device_of, frozen, full_precision
 from pellucid.protocol import at_radius
 from pellucid.results import Rows, concatenate, rate
 from pellucid.seeds import derive_seed

@@ -1,0 +1,147 @@
+"""The targeted Fast Adaptive Boundary attack: small perturbations, by projections onto linearised boundaries."""
+
+from dataclasses import dataclass, fields
+
+import torch
+from torch import nn
+
+from pellucid.balls import L1, Ball, Linf, per_image
+from pellucid.boxes import onto_hyperplane
+from pellucid.errors import PellucidError
+from pellucid.metrics import margin
+from pellucid.network import frozen
+from pellucid.search import LEAVE, select
+from pellucid.types import Generator, Images, Labels, Mask, Notes, PerExample, RowNumbers
+
+OVERSHOOT, BACKWARD, TOWARDS_X = 1.05, 0.9, 0.1  # η, β and α_max of the paper
+
+
+def fab(
+    model: nn.Module,
+    x: Images,
+    y: Labels,
+    *,
+    ball: Ball = Linf(0.3),
+    steps: int = 100,
+    restarts: int = 1,
+    targets: int = 9,
+    search: int = 3,
+    smallest: bool = True,
+    notes: Notes = None,
+    generator: Generator = None,
+) -> Images:
+    """FAB-T: the smallest perturbation that fools the model, by steps along the boundary `f_t = f_y` linearised.
+
+    Each step projects the iterate and x onto the hyperplane `f_t - f_y + <∇(f_t - f_y), z - x_k> = 0` within the box
+    (δ_k and δ_x, smallest in the ball's norm) and goes to `(1 - α)(x_k + η δ_k) + α (x + η δ_x)` with
+    `α = min(‖δ_k‖ / (‖δ_k‖ + ‖δ_x‖), 0.1)` and η = 1.05. From an image that fools the model it goes back towards x,
+    to 0.9 of the way. That for each of the `targets` nearest classes t; the first start is x, later ones are random
+    within half the distance found so far. `search` halvings of the way to x end it.
+
+    Returns the smallest perturbation found where it lies in the ball, and x elsewhere; an image already misclassified
+    comes back unchanged. `notes["radius"]` is its size (0 if misclassified, infinite if there is none), whether or not
+    it lies in the ball. With `smallest=False` an image is done with the first one in the ball, `search` is left out,
+    and the radius is only a bound: all that an ensemble asks. The margin's gradient does not saturate.
+
+    Source: Croce & Hein 2020 (Minimally distorted adversarial examples), algorithm 1, and their targeted version. The
+    final search bisects the segment to x; theirs interpolates. Raises `PellucidError` for fewer than two classes, no
+    targets or no restarts.
+    """
+    if restarts < 1 or targets < 1:
+        raise PellucidError(f"restarts (={restarts}) and targets (={targets}) must be at least 1")
+    x, eps = x.detach(), per_image(ball.eps, x).flatten().expand(len(x))
+    with frozen(model):
+        with torch.no_grad():
+            logits = model(x)
+        if logits.shape[1] < 2:
+            raise PellucidError(f"a model of {logits.shape[1]} class has no other class to end in")
+        goals = logits.scatter(1, y[:, None], -torch.inf).topk(min(targets, logits.shape[1] - 1)).indices
+        best, radius = x.clone(), torch.where(margin(logits, y) < 0, 0, torch.inf).to(x)
+        for number in range(restarts * goals.shape[1]):
+            aim, again = goals[:, number % goals.shape[1]], number >= goals.shape[1]
+            rows = ((radius > 0) if smallest else (radius > eps)).nonzero()[:, 0]
+            around = ball.resized(torch.minimum(radius, eps)[rows] / 2)
+            start = around.sample(x[rows], generator).clamp(0, 1) if again else x[rows]
+            walk = _Walk(rows, x[rows], y[rows], aim[rows], eps[rows], start, best[rows], radius[rows])
+            best, radius = _along(model, walk, ball, steps, smallest, best, radius)
+        if smallest:
+            best, radius = _bisected(model, x, y, best, radius, ball, search)
+    if notes is not None:
+        notes["radius"] = radius
+    return select(radius <= eps, best, x)
+
+
+@dataclass
+class _Walk:
+    """Where a search is, one row per image still searched."""
+
+    rows: RowNumbers
+    x: Images
+    y: Labels
+    aim: Labels
+    eps: PerExample
+    at: Images
+    best: Images
+    radius: PerExample
+
+    def keep(self, stay: Mask) -> None:
+        """Go on with these images only."""
+        for field in fields(self):
+            setattr(self, field.name, getattr(self, field.name)[stay])
+
+
+def _along(
+    model: nn.Module, walk: _Walk, ball: Ball, steps: int, smallest: bool, best: Images, radius: PerExample
+) -> tuple[Images, PerExample]:
+    """Walk along one boundary; the best of every image, and its distance."""
+    best, radius = best.clone(), radius.clone()
+    for k in range(steps):
+        if not len(walk.rows):
+            break
+        _step(model, walk, ball)
+        if (k + 1) % LEAVE == 0 or k == steps - 1:
+            best[walk.rows], radius[walk.rows] = walk.best, walk.radius
+            if not smallest:
+                walk.keep(walk.radius > walk.eps)
+    return best, radius
+
+
+def _step(model: nn.Module, walk: _Walk, ball: Ball) -> None:
+    with torch.enable_grad():
+        at = walk.at.detach().requires_grad_()
+        logits = model(at)
+        gap = (logits.gather(1, walk.aim[:, None]) - logits.gather(1, walk.y[:, None]))[:, 0]
+        (gradient,) = torch.autograd.grad(gap.sum(), at)
+    gap, offset = gap.detach(), (gradient * (walk.x - walk.at)).flatten(1).sum(1)
+    near, far = (_nearest(start, gradient, value, ball) for start, value in ((walk.at, -gap), (walk.x, -gap - offset)))
+    lengths = ball.norm(near), ball.norm(far)
+    tiny = torch.finfo(gap.dtype).tiny
+    alpha = per_image((lengths[0] / (lengths[0] + lengths[1]).clamp_min(tiny)).clamp_max(TOWARDS_X), walk.x)
+    moved = (1 - alpha) * (walk.at + OVERSHOOT * near) + alpha * (walk.x + OVERSHOOT * far)
+    moved = moved.clamp(0, 1)
+    with torch.no_grad():
+        fools = margin(model(moved), walk.y) < 0
+    distance = ball.norm(moved - walk.x)
+    better = fools & (distance < walk.radius)
+    walk.best, walk.radius = select(better, moved, walk.best), torch.where(better, distance, walk.radius)
+    walk.at = select(fools, walk.x + BACKWARD * (moved - walk.x), moved)
+
+
+def _nearest(start: Images, gradient: Images, value: PerExample, ball: Ball) -> Images:
+    p = torch.inf if isinstance(ball, Linf) else 1 if isinstance(ball, L1) else 2
+    return onto_hyperplane(start.flatten(1), gradient.flatten(1), value, p=p).view_as(start)
+
+
+def _bisected(
+    model: nn.Module, x: Images, y: Labels, best: Images, radius: PerExample, ball: Ball, halvings: int
+) -> tuple[Images, PerExample]:
+    """The last of the segment from x to the best that still fools."""
+    low, high = torch.zeros_like(radius), torch.ones_like(radius)
+    for _ in range(halvings):
+        middle = (low + high) / 2
+        with torch.no_grad():
+            fools = margin(model(x + per_image(middle, x) * (best - x)), y) < 0
+        low, high = torch.where(fools, low, middle), torch.where(fools, middle, high)
+    moved = high < 1
+    best = select(moved, x + per_image(high, x) * (best - x), best)
+    return best, torch.where(moved, ball.norm(best - x), radius)
