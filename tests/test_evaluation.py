@@ -270,14 +270,25 @@ def test_checks_pass_on_an_honest_network(network: nn.Module, images: ImageSet) 
 
 
 def test_checks_fail_on_planted_masks(network: nn.Module, images: ImageSet) -> None:
-    """Saturated logits and a quantised input make the checks that name them fail."""
+    """Saturated logits, a quantised input and a random answer make the checks that name them fail."""
     saturated = verdicts(Saturated(network), images, honest=network)
     assert saturated["gradients do not underflow"] == "fail"
-    assert saturated["an unbounded attack reaches zero"] == "fail"
-    assert saturated["transfer from honest does not beat the direct attack"] == "fail"
+    assert saturated["an unbounded attack reaches zero"] == "pass"  # PGD repairs what underflows
     quantised = verdicts(Quantised(network), images, honest=network)
     assert quantised["an unbounded attack reaches zero"] == "fail"
     assert quantised["transfer from honest does not beat the direct attack"] == "fail"
+    assert quantised["an attack without gradients does not beat one"] == "fail"
+    assert verdicts(Restless(), images)["the model answers the same twice"] == "fail"
+
+
+def test_a_larger_radius_that_helps_the_defender_fails(network: nn.Module, images: ImageSet) -> None:
+    """Rows in which more images stand at a larger radius are a sign of a search that went astray."""
+    indices, eps = torch.arange(40), 0.2
+    clean = evaluate(network, images, indices, Measurement(gradient_norm=True))
+    fallen, standing = ({**clean, "correct": np.full(40, value)} for value in (False, True))
+    rows = {("clean", 0.0): clean, ("attack", eps): fallen, ("attack", 0.3): standing}
+    found = masking_checks(network, {}, images, indices, rows, partial(pgd, steps=5), eps, 0)
+    assert {c.name: c.verdict for c in found}["a larger radius never helps the defender"] == "fail"
 
 
 @given(n=st.integers(1, 500), share=st.floats(0, 1))

@@ -123,6 +123,7 @@ def _described(protocol: Protocol) -> dict[str, Any]:
         "gallery_eps": protocol.gallery_eps,
         "attack": registry.describe(protocol.attack),
         "aai": registry.describe(protocol.aai),
+        "worst": None if protocol.worst is None else registry.describe(protocol.worst),
         "interpreter": registry.describe(registry.option(protocol.aai, "interpreter") or cam),
         "reading": registry.option(protocol.aai, "reading"),
         "precision": "fp32",

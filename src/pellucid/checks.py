@@ -17,18 +17,20 @@ from torch import Tensor, nn
 
 from pellucid import registry
 from pellucid.attacks.gradient import fgsm, pgd
+from pellucid.attacks.square import square
 from pellucid.balls import Ball, Linf
 from pellucid.data import ImageSet
-from pellucid.evaluation import Measurement, evaluate
+from pellucid.evaluation import Measurement, chunk_size, evaluate
 from pellucid.metrics import margin
-from pellucid.network import frozen
+from pellucid.network import device_of, frozen
 from pellucid.results import Rows, holm, model_digest, wilson
 from pellucid.search import select
 from pellucid.types import Attack, Generator, Images, Labels
 
 SIGNIFICANCE = 0.05
 DRAWS = 20  # random perturbations per image
-CHECKS_ALONE = 5  # measurements that the checks of one model add, beside one per other model
+QUERIES = 500  # per image, of the attack without gradients
+CHECKS_ALONE = 6  # measurements that the checks of one model add, beside one per other model
 IMAGES = 200  # at most so many images are checked
 UNDERFLOW_SHARE = 0.05  # a larger share of exactly zero gradients fails
 
@@ -73,18 +75,30 @@ def masking_checks(
 
     few, many = (under(partial(pgd, ball=ball, steps=n)) for n in (10, 100))
     single, noisy = under(partial(fgsm, ball=ball)), under(partial(random_noise, ball=ball))
+    blind = under(partial(square, ball=ball, queries=QUERIES))
     # All pixels free: an Linf ball of radius 1 holds every image.
     unbounded = run(Measurement(partial(pgd, ball=Linf(1.0), steps=100)))["correct"]
     duels = [
         _Duel("more steps never help the defender", many, few, "100 steps", "10 steps", eps, _WHY_STEPS),
         _Duel("one step does not beat many", strong, single, "the attack", "one step", eps, _WHY_SINGLE),
         _Duel("random noise does not beat gradients", strong, noisy, "the attack", "noise", eps, _WHY_NOISE),
+        _Duel("an attack without gradients does not beat one", strong, blind, "the attack", "Square", eps, _WHY_BLIND),
     ]
+    largest = max(radius for kind, radius in rows if kind == "attack")
+    if largest > eps:
+        wide = rows["attack", largest]["correct"][chosen] & clean
+        title = "a larger radius never helps the defender"
+        duels.append(_Duel(title, wide, strong, f"eps {largest:.4g}", f"eps {eps:.4g}", eps, _WHY_RADIUS))
     for name, other in others.items():
         carried = under(partial(transfer, source=Surrogate(name, other), ball=ball))
         title = f"transfer from {name} does not beat the direct attack"
         duels.append(_Duel(title, strong, carried, "the attack", "transfer", eps, _WHY_TRANSFER))
-    return [*_decided(duels), _reaches_zero(unbounded), _underflow(rows["clean", 0.0]["gradient_norm"][chosen])]
+    return [
+        *_decided(duels),
+        _reaches_zero(unbounded),
+        _underflow(rows["clean", 0.0]["gradient_norm"][chosen]),
+        _same_twice(model, images, indices),
+    ]
 
 
 def random_noise(
@@ -124,6 +138,10 @@ def transfer(
 _WHY_STEPS = "A longer search can only find more; where it finds less, the search is stuck or the gradient is noise."
 _WHY_SINGLE = "One step that beats many means the loss surface misleads the iterated attack."
 _WHY_NOISE = "Blind noise that beats a gradient attack means the gradients point nowhere."
+_WHY_BLIND = (
+    "A search that only asks for scores has less to go by than a gradient: where it wins, the gradient misleads."
+)
+_WHY_RADIUS = "The larger ball holds the smaller one: whatever fools in the one fools in the other."
 _WHY_TRANSFER = "Images made on another network that beat the direct attack mean its own gradients are useless."
 _REMEDY = "Read the robust accuracy as unproven: attack without gradients, with a margin loss, or from other networks."
 
@@ -192,4 +210,22 @@ def _underflow(norms: np.ndarray) -> Check:
         f"the input gradient of the cross-entropy is exactly zero for {zero} of {len(norms)} images",
         "A confident network's loss gradient can round to zero: gradient attacks then leave the image as it was.",
         "Attack with a margin loss or in log space: these images were not attacked at all.",
+    )
+
+
+def _same_twice(model: nn.Module, images: ImageSet, indices: Tensor) -> Check:
+    """Whether the model gives an image the same logits when asked again, to rounding."""
+    device, size = device_of(model), chunk_size(images.shape)
+    differ = 0
+    with frozen(model), torch.no_grad():
+        for first in range(0, len(indices), size):
+            x, _ = images.batch(indices[first : first + size])
+            one, two = model(x.to(device)), model(x.to(device))
+            differ += int((~torch.isclose(one, two, rtol=1e-3, atol=1e-5)).any(1).sum())
+    return Check(
+        "the model answers the same twice",
+        "fail" if differ else "pass",
+        f"asked twice in eval mode, the logits of {differ} of {len(indices)} images differ",
+        "A random defence turns every attack into a guess: one draw of the attack says little about the next answer.",
+        "Attack the expectation: average logits or gradients over many draws, and judge every image more than once.",
     )

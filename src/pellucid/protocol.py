@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pellucid import registry
+from pellucid.attacks.ensemble import ensemble
 from pellucid.attacks.gradient import pgd
 from pellucid.attacks.interpretation import aai
 from pellucid.balls import Ball, Linf
@@ -23,6 +24,7 @@ from pellucid.types import Attack
 MAP_VALUES = 4  # a map of fewer values has no order worth a rank correlation
 DEFAULT_ATTACK = partial(pgd, steps=40)
 DEFAULT_AAI = partial(aai, steps=50)
+DEFAULT_WORST = partial(ensemble, steps=50, queries=1000)
 
 
 @dataclass(frozen=True)
@@ -42,11 +44,15 @@ class Subject:
 
 @dataclass(frozen=True)
 class Protocol:
-    """How an audit attacks: the ladder of radii, and the attacks whose ball is set to each of them."""
+    """How an audit attacks: the ladder of radii, and the attacks whose ball is set to each of them.
+
+    `worst` is run once, at the headline radius, in the attack's kind of ball: the worst case of all attacks. None: not.
+    """
 
     eps: tuple[float, ...]
     attack: Attack = DEFAULT_ATTACK
     aai: Attack = DEFAULT_AAI
+    worst: Attack | None = DEFAULT_WORST
     seed: int = 0
     gallery_images: int = 6
 
@@ -95,6 +101,10 @@ def measurements(protocol: Protocol, *, maps: bool) -> dict[tuple[str, float], M
         if maps:
             interpreter = registry.option(protocol.aai, "interpreter") or cam
             made["aai", eps] = Measurement(at_radius(protocol.aai, eps), interpreter)
+    if protocol.worst is not None and protocol.eps:
+        kind = registry.option(protocol.attack, "ball")
+        worst: Attack = partial(protocol.worst, **{"ball": kind}) if isinstance(kind, Ball) else protocol.worst
+        made["worst", protocol.gallery_eps] = Measurement(at_radius(worst, protocol.gallery_eps))
     return made
 
 

@@ -54,12 +54,23 @@ def figures(subject: Subject, rows: AllRows, protocol: Protocol, checks: list[Ch
         },
         "checks": [vars(check) for check in checks],
     }
+    if ("worst", protocol.gallery_eps) in rows:
+        found["worst"] = _worst(rows["worst", protocol.gallery_eps], standing[protocol.gallery_eps], protocol)
     if subject.has_cam:
         found["aai"] = [_interpretation(rows["aai", eps], eps, protocol.seed) for eps in protocol.eps]
     else:
         reason = subject.facts.get("no_maps") or f"{type(subject.model).__name__} has no class activation maps"
         found |= {"aai": None, "aai_refused": reason}
     return found
+
+
+def _worst(rows: Rows, standing: Bool[np.ndarray, " n"], protocol: Protocol) -> dict[str, Any]:
+    """Who stands after every attack of the audit at this radius, and which member of the ensemble broke how many."""
+    found = {"eps": protocol.gallery_eps} | rate(standing & rows["correct"])
+    if "broken_by" not in rows:
+        return found
+    names, counts = np.unique(rows["broken_by"].astype(str), return_counts=True)
+    return found | {"by_attack": {n or "standing": int(c) for n, c in zip(names, counts, strict=True)}}
 
 
 def compare(all_rows: Mapping[str, AllRows], protocol: Protocol) -> list[dict[str, Any]] | None:

@@ -49,6 +49,9 @@ def audit(
     ] = "",
     attack: Annotated[str, typer.Option(help="The attack on the prediction; its ball is set to each eps.")] = "",
     aai: Annotated[str, typer.Option(help="The attack on the interpretation; likewise.")] = "",
+    worst: Annotated[
+        str, typer.Option(help="The worst case, at the middle radius; default: a quick ensemble. none: leave it out.")
+    ] = "",
     seed: SeedOption = 0,
     device: DeviceOption = "cpu",
     mean: MeanOption = "",
@@ -61,7 +64,7 @@ def audit(
     """
     from pellucid import registry
     from pellucid.audit import run_audit, total_work
-    from pellucid.protocol import DEFAULT_AAI, DEFAULT_ATTACK, Protocol, default_ladder, prepared
+    from pellucid.protocol import DEFAULT_AAI, DEFAULT_ATTACK, DEFAULT_WORST, Protocol, default_ladder, prepared
     from pellucid.report.tables import markdown
 
     only_for_others(model, weights, mean, std)
@@ -71,6 +74,7 @@ def audit(
         eps=radii(eps) or default_ladder(found.shape[0]),
         attack=registry.parse(attack, "attacks") if attack else DEFAULT_ATTACK,
         aai=registry.parse(aai, "attacks") if aai else DEFAULT_AAI,
+        worst=None if worst == "none" else registry.parse(worst, "attacks") if worst else DEFAULT_WORST,
         seed=seed,
     )
     subjects = [prepared(subject, protocol, found) for subject in subjects]

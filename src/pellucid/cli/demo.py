@@ -43,5 +43,6 @@ def demo(
         data="digits",
         out_folder=out,
         eps="0.04,0.08,0.12,0.16,0.2,0.24",
+        worst="ensemble(steps=20, queries=300)",
     )
     err.print("Open it in a browser. Your own classifier next: pellucid audit --help")

@@ -14,6 +14,9 @@ def markdown(audit: Mapping[str, Any]) -> str:
     for eps in words.radii(audit, "robust"):
         entries = [words.at_radius(model.get("robust"), eps) for model in models]
         rows.append([f"robust, eps {words.radius(eps)}", *(words.rate(entry) for entry in entries)])
+    for eps in sorted({model["worst"]["eps"] for model in models if model.get("worst")}):
+        entries = [words.at_radius([m["worst"]] if m.get("worst") else [], eps) for m in models]
+        rows.append([f"worst of all attacks, eps {words.radius(eps)}", *(words.rate(entry) for entry in entries)])
     for eps in words.radii(audit, "aai"):
         entries = [words.at_radius(model.get("aai"), eps) for model in models]
         rows.append([f"explanation tau, eps {words.radius(eps)}", *(words.tau(entry) for entry in entries)])
