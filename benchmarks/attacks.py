@@ -1,4 +1,4 @@
-"""Speed of the hot loops beside the peers: interleaved, one thread, medians of paired ratios.
+"""Speed of the hot loops beside the peers: interleaved, one thread, processor time, medians of paired ratios.
 
     make bench
 
@@ -6,6 +6,8 @@ Each round runs every contender once, in rotating order, on the same images; a r
 same round, so that it holds where the machine's speed drifts. Quote the medians; the spread says how noisy it was.
 """
 
+import copy
+import importlib.util
 import statistics
 import time
 from collections.abc import Callable
@@ -15,9 +17,11 @@ import scipy.stats
 import torch
 from torch import nn
 
+from pellucid.architectures.resnet import wresnet
 from pellucid.architectures.small import pool, ross, small
 from pellucid.attacks.gradient import pgd
 from pellucid.balls import Linf
+from pellucid.layers import Conv2d
 from pellucid.metrics import kendall_tau
 from pellucid.network import Network
 
@@ -25,15 +29,23 @@ ROUNDS = 7
 Contenders = dict[str, Callable[[], object]]
 
 
-class Unfolded(nn.Module):
-    """The same network, every layer run as it is written."""
+class AsWritten(nn.Module):
+    """The same network of torch's own layers, every one run as it is written: what a peer's user has."""
 
     def __init__(self, network: Network) -> None:
         super().__init__()
-        self.network = network
+        self.network = copy.deepcopy(network)
+        _plain_layers(self.network)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.network.head(self.network.features(x).mean((2, 3)))
+        return self.network.head(self.network.trunk(self.network.normalise(x)).mean((2, 3)))
+
+
+def _plain_layers(module: nn.Module) -> None:
+    for child in module.children():
+        if isinstance(child, Conv2d):
+            setattr(child, "__class__", nn.Conv2d)  # noqa: B010
+        _plain_layers(child)
 
 
 def race(name: str, contenders: Contenders) -> None:
@@ -44,9 +56,9 @@ def race(name: str, contenders: Contenders) -> None:
         run()
     for turn in range(ROUNDS):
         for n in names[turn % len(names) :] + names[: turn % len(names)]:
-            start = time.perf_counter()
+            start = time.process_time()
             contenders[n]()
-            times[n].append(time.perf_counter() - start)
+            times[n].append(time.process_time() - start)
     print(f"\n{name}")
     for n in names:
         ratios = [other / ours for other, ours in zip(times[n], times[names[0]], strict=True)]
@@ -55,14 +67,15 @@ def race(name: str, contenders: Contenders) -> None:
 
 
 def pgd_race(name: str, network: Network, *, n: int, steps: int) -> None:
-    """PGD with the same iterates: ours, ours without folding, torchattacks, foolbox."""
+    """PGD with the same iterates beside the peers; and ours searching in bf16, which has other iterates."""
     import foolbox
     import torchattacks
     from foolbox.models.pytorch import PyTorchModel
 
     network = network.eval().requires_grad_(False)
-    plain = Unfolded(network).eval()
-    x = torch.rand(n, 1, 28, 28, generator=torch.Generator().manual_seed(0))
+    plain = AsWritten(network).eval().requires_grad_(False)
+    colour = "colour" in name
+    x = torch.rand(n, *((3, 32, 32) if colour else (1, 28, 28)), generator=torch.Generator().manual_seed(0))
     y = torch.randint(10, (n,), generator=torch.Generator().manual_seed(1))
     ours = partial(pgd, ball=Linf(0.3), steps=steps, step_size=0.01, random_start=False, keep_best=False)
     theirs = torchattacks.PGD(plain, eps=0.3, alpha=0.01, steps=steps, random_start=False)
@@ -72,10 +85,38 @@ def pgd_race(name: str, network: Network, *, n: int, steps: int) -> None:
         f"PGD-{steps}, {name}, {n} images",
         {
             "pellucid": lambda: ours(network, x, y),
-            "pellucid, not folded": lambda: ours(plain, x, y),
+            "pellucid, bf16 search": lambda: ours(network, x, y, precision="bf16"),
+            "pellucid, as written": lambda: ours(plain, x, y),
             "torchattacks": lambda: theirs(x, y),
             "foolbox": lambda: fool(wrapped, x, y, epsilons=0.3),
+            **_art(plain, x, y, steps),
         },
+    )
+
+
+def _art(model: nn.Module, x: torch.Tensor, y: torch.Tensor, steps: int) -> Contenders:
+    """ART's PGD, where `pip install adversarial-robustness-toolbox` was done by hand."""
+    if importlib.util.find_spec("art") is None:
+        return {}
+    from art.attacks.evasion import ProjectedGradientDescentPyTorch  # pyright: ignore[reportMissingImports]
+    from art.estimators.classification import PyTorchClassifier  # pyright: ignore[reportMissingImports]
+
+    wrapped = PyTorchClassifier(model, nn.CrossEntropyLoss(), tuple(x.shape[1:]), 10, clip_values=(0, 1))
+    attack = ProjectedGradientDescentPyTorch(
+        wrapped, eps=0.3, eps_step=0.01, max_iter=steps, batch_size=len(x), verbose=False
+    )
+    return {"ART": lambda: attack.generate(x.numpy(), y.numpy())}
+
+
+def accuracy_race(network: Network, *, n: int) -> None:
+    """Robust accuracy alone, where most images fall: who has fallen leaves the batch."""
+    network = network.eval().requires_grad_(False)
+    x = torch.rand(n, 1, 28, 28, generator=torch.Generator().manual_seed(0))
+    y = network(x).argmax(1)
+    attack = partial(pgd, network, x, y, ball=Linf(0.3), steps=40, random_start=False)
+    race(
+        f"robust accuracy by PGD-40, Small of random weights, {n} images",
+        {"the fallen leave": lambda: attack(stop_when_fooled=True), "all to the end": attack},
     )
 
 
@@ -99,6 +140,8 @@ def main() -> None:
     pgd_race("Small", small(generator=generator), n=200, steps=10)
     pgd_race("Pool", pool(generator=generator), n=100, steps=4)
     pgd_race("Ross CNN", ross(generator=generator), n=100, steps=2)
+    accuracy_race(small(generator=generator), n=200)
+    pgd_race("ResNet of 32 layers (WResnet), colour", wresnet(generator=generator), n=16, steps=2)
     tau_race(49, 500)
     tau_race(784, 50)
 

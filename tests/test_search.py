@@ -173,7 +173,7 @@ def test_bisection_finds_the_radius_of_a_linear_classifier(w: Tensor, x: Tensor,
     assert torch.equal(high, torch.full((4,), 0.8, dtype=torch.float64))
 
 
-@pytest.mark.parametrize("ball", [Linf(0.1), L2(0.8)], ids=["Linf", "L2"])
+@pytest.mark.parametrize("ball", [Linf(0.4), L2(4.9)], ids=["Linf", "L2"])
 @pytest.mark.parametrize("per_image_radius", [False, True])
 def test_the_survivors_search_fells_the_same_images(
     tiny: Network, seeded: Callable[[int], torch.Generator], ball: Linf | L2, per_image_radius: bool
@@ -193,5 +193,5 @@ def test_the_survivors_search_fells_the_same_images(
     quick = ascend_survivors(loss_of, x, ball, generator=seeded(1), **options)
     fallen = margin(tiny(whole), y) < 0
     assert torch.equal(margin(tiny(quick), y) < 0, fallen)
-    assert 0 < int(fallen.sum()) < 24
+    assert 6 < int(fallen.sum()) < 24  # more than had fallen before
     torch.testing.assert_close(quick[~fallen], whole[~fallen])

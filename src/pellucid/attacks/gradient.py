@@ -18,6 +18,7 @@ from pellucid.types import Generator, Images, Labels, Notes, PerExample, RowNumb
 
 Kind = Literal["ce", "margin"]
 Underflow = Literal["keep", "repair"]
+Precision = Literal["fp32", "bf16"]
 
 
 def fgsm(
@@ -123,6 +124,7 @@ def pgd(
     targeted: bool = False,
     loss: Kind = "ce",
     underflow: Underflow = "repair",
+    precision: Precision = "fp32",
     notes: Notes = None,
     generator: Generator = None,
 ) -> Images:
@@ -138,13 +140,14 @@ def pgd(
     `loss="margin"` maximises `max_{j≠y} f_j - f_y`. `underflow="repair"` takes the gradient of the log-odds
     `log Σ_{j≠y} exp f_j - f_y`, whose direction is that of CE's in exact arithmetic, so that a confident model does not
     pass for robust; "keep" leaves a gradient of zero at zero. Notes `gradient_underflow`, as `fgsm`. Raises where
-    `stop_when_fooled` is to go with the last iterate.
+    `stop_when_fooled` is to go with the last iterate. `precision="bf16"` searches under autocast, about twice as fast
+    where convolutions are the cost, with nearly the same signs; whether an image falls is still judged in fp32.
     """
     if stop_when_fooled and not keep_best:
         raise PellucidError("stop_when_fooled=True returns the best iterate: leave out keep_best=False, or the former")
 
     def loss_of(rows: RowNumbers) -> Loss:
-        return _climb(model, y[rows], targeted, loss, underflow)
+        return _climb(model, y[rows], targeted, loss, underflow, precision)
 
     options: dict[str, Any] = {
         "steps": steps,
@@ -215,14 +218,17 @@ def _note_underflow(notes: Notes, model: nn.Module, x: Images, y: Labels) -> Non
         notes["gradient_underflow"] = input_gradient_norm(model, x, y) == 0
 
 
-def _climb(model: nn.Module, y: Labels, targeted: bool, kind: Kind, underflow: Underflow) -> Loss:
+def _climb(
+    model: nn.Module, y: Labels, targeted: bool, kind: Kind, underflow: Underflow, precision: Precision = "fp32"
+) -> Loss:
     """What to maximise away from y, or towards it, and as score by how much the image is misclassified (or at y)."""
     sign = -1 if targeted else 1
     if kind not in ("ce", "margin") or underflow not in ("keep", "repair"):
         raise PellucidError(f"loss (={kind!r}) must be ce or margin, underflow (={underflow!r}) keep or repair")
 
     def loss(at: Images) -> tuple[PerExample, PerExample]:
-        logits = model(at)
+        with torch.autocast(at.device.type, torch.bfloat16, enabled=precision == "bf16"):
+            logits = model(at).to(at.dtype)
         gap = margin(logits, y)
         if kind == "margin":
             value = -gap
