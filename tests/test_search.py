@@ -193,5 +193,5 @@ def test_the_survivors_search_fells_the_same_images(
     quick = ascend_survivors(loss_of, x, ball, generator=seeded(1), **options)
     fallen = margin(tiny(whole), y) < 0
     assert torch.equal(margin(tiny(quick), y) < 0, fallen)
-    assert 6 < int(fallen.sum()) < 24  # more than had fallen before
+    assert 5 < int(fallen.sum()) < 24  # four had fallen before
     torch.testing.assert_close(quick[~fallen], whole[~fallen])

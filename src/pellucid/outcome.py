@@ -15,7 +15,7 @@ def outcome(clean: Rows, rows: Rows, *, sizes: bool = False) -> dict[str, Any]:
 
     A point that is wrong without the attack is lost. With maps: Kendall's tau and the top-k intersection over the
     images that keep their class (as published) and tau over all. `sizes` adds the median sizes
-    of the perturbations that fooled, for attacks that no ball bounds. `by_attack` counts which member
+    of the perturbations that fooled, for attacks that no ball bounds; those that seek the smallest bring them anyway. `by_attack` counts which member
     of an ensemble broke how many images; ISA adds NDS, NSL and whether Proposition 1 held.
     """
     robust = rate(clean["correct"] & rows["correct"])
@@ -27,7 +27,7 @@ def outcome(clean: Rows, rows: Rows, *, sizes: bool = False) -> dict[str, Any]:
     }
     if "tau" in rows:
         found |= _maps(rows)
-    if sizes:
+    if sizes or "found" in rows:
         found |= _sizes(clean, rows)
     if "broken_by" in rows:
         names, counts = np.unique(rows["broken_by"].astype(str), return_counts=True)

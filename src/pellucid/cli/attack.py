@@ -144,7 +144,7 @@ def _print(summary: dict[str, Any]) -> None:
     out.print(f"  clean accuracy   {summary['clean_accuracy']:.3f}")
     out.print(f"  robust accuracy  {summary['robust_accuracy']:.3f}  (95 %: {low:.3f} to {high:.3f}; an upper bound)")
     for line in [*_map_lines(summary), *_other_lines(summary)]:
-        out.print(f"  {line}")
+        out.print(f"  {line}", soft_wrap=True)
 
 
 def _map_lines(summary: dict[str, Any]) -> list[str]:
@@ -169,7 +169,7 @@ def _other_lines(summary: dict[str, Any]) -> list[str]:
         lines.append("broken by        " + ", ".join(f"{name} {n}" for name, n in summary["by_attack"].items()))
     if "fooled" in summary:
         sizes = [f"{norm} {summary[f'median_{norm}']:.4g}" for norm in ("linf", "l2", "l1", "l0") if summary["fooled"]]
-        lines.append(f"median size      {', '.join(sizes) or 'none'}  over {summary['fooled']} images it fooled")
+        lines.append(f"median size      {', '.join(sizes) or 'none'}  of {summary['fooled']} fooled")
     if "nds" in summary:
         lines.append(f"NDS, NSL         {summary['nds']:.4f}, {summary['nsl']:.4f}  over {summary['n_isa']} images")
         coded = f"{summary['nds_as_coded']:.4f}, {summary['nsl_as_coded']:.4f}"
