@@ -89,10 +89,10 @@ def shortened(family: str, name: str) -> Callable[..., Any]:
     """A discovered function with every count of steps, samples and the like made small."""
     function = registry.public(family)[name]
     short = {
-        parameter.name: min(parameter.default, limit)
+        parameter.name: min(parameter.default or limit, limit)
         for parameter in inspect.signature(function).parameters.values()
         for word, limit in QUICK.items()
-        if word in parameter.name and type(parameter.default) is int
+        if word in parameter.name and (type(parameter.default) is int or parameter.name in ("steps", "iterations"))
     }
     return partial(function, **short)
 

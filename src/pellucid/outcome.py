@@ -14,8 +14,8 @@ def outcome(clean: Rows, rows: Rows, *, sizes: bool = False) -> dict[str, Any]:
     """Robust accuracy over all images, with its 95 % Wilson interval, and what the attack's own notes add up to.
 
     A point that is wrong without the attack is lost. With maps: Kendall's tau and the top-k intersection over the
-    images that keep their class (as published) and tau over all. `sizes` adds the median sizes
-    of the perturbations that fooled, for attacks that no ball bounds; those that seek the smallest bring them anyway. `by_attack` counts which member
+    images that keep their class (as published) and tau over all. Attacks that seek the smallest perturbation bring the
+    median sizes of those that fooled; so does `sizes`, for attacks that no ball bounds. `by_attack` counts which member
     of an ensemble broke how many images; ISA adds NDS, NSL and whether Proposition 1 held.
     """
     robust = rate(clean["correct"] & rows["correct"])

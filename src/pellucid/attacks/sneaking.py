@@ -36,7 +36,7 @@ def isa(
     ball: Ball | None = None,
     multipliers: tuple[float, ...] = (1.0, 1.2, 1.4, 1.6),
     target: Goal = "random",
-    steps: int = 40,
+    steps: int | None = None,
     search: int = 10,
     tau: float = 0.1,
     reading: Literal["as_written", "as_coded"] = "as_written",
@@ -54,8 +54,9 @@ def isa(
     attack on the prediction alone reaches t'. `notes` then holds, per level of radius, what NDS and NSL are made
     from: see `pellucid.stealth`. Images that cannot be fooled at eps* = 1 come back unchanged.
 
-    As coded: D of CAMs not divided by u; one weight on D instead of lambda on the margin, doubled or halved from 5e-5;
-    10 steps of `0.2 eps clip(1000 g, -1, 1)`; the last iterate counts. Source: Boopathy et al. 2020, eqs. 3, 4, 6.
+    There are 40 `steps` of `2.5 eps / steps`. As coded there are 10, of `0.2 eps clip(1000 g, -1, 1)`, and the last
+    iterate counts; D is of CAMs not divided by u; one weight on D, in place of lambda on the margin, is doubled or
+    halved from 5e-5. Source: Boopathy et al. 2020, eqs. 3, 4, 6.
     Deviation: maps of input gradients are followed on a softplus twin (`surrogate`) and judged on the network.
     """
     if p not in (1, 2) or classes not in (1, 2, "all") or not multipliers or min(multipliers) < 1:
@@ -68,12 +69,13 @@ def isa(
         goal = targets.choose(target, model, x, y, generator)
         view = surrogates.view(model, x, y, interpreter, surrogate)
         with frozen(view.twin):
-            kind = _AsCoded if reading == "as_coded" else _AsWritten
+            kind, default = (_AsCoded, 10) if reading == "as_coded" else (_AsWritten, 40)
+            count = default if steps is None else steps
             chosen = _chosen(model, x, y, goal, classes)
             with torch.no_grad():
                 real = interpreter(model, x, chosen)
                 smooth = real if view.twin is model else interpreter(view.twin, x, chosen)
-            sneak = kind(view, x.detach(), y, goal, chosen, real, smooth, p, squared, tau, steps, search)
+            sneak = kind(view, x.detach(), y, goal, chosen, real, smooth, p, squared, tau, count, search)
             return _levels(sneak, ball, multipliers, notes)
 
 
