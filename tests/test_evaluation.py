@@ -28,7 +28,7 @@ from pellucid.evaluation import Measurement, evaluate
 from pellucid.interpreters.activations import cam
 from pellucid.interpreters.gradients import smoothgrad
 from pellucid.network import Network
-from pellucid.protocol import Protocol, Subject
+from pellucid.protocol import Protocol, Subject, at_radius
 from pellucid.recipe import Recipe
 from pellucid.results import Rows, bootstrap, rate, read_rows, wilson
 from pellucid.training import train
@@ -254,12 +254,13 @@ class Saturated(nn.Module):
         return 1e4 * self.network(x)
 
 
-def verdicts(model: nn.Module, images: ImageSet, **others: nn.Module) -> dict[str, str]:
+def verdicts(
+    model: nn.Module, images: ImageSet, attack: Attack = partial(pgd, steps=10), **others: nn.Module
+) -> dict[str, str]:
     indices, eps = torch.arange(100), 0.2
-    attack = partial(pgd, steps=10)
     rows = {
         ("clean", 0.0): evaluate(model, images, indices, Measurement(gradient_norm=True)),
-        ("attack", eps): evaluate(model, images, indices, Measurement(partial(attack, ball=Linf(eps)))),
+        ("attack", eps): evaluate(model, images, indices, Measurement(at_radius(attack, eps))),
     }
     return {c.name: c.verdict for c in masking_checks(model, others, images, indices, rows, attack, eps, 0)}
 
@@ -271,9 +272,11 @@ def test_checks_pass_on_an_honest_network(network: nn.Module, images: ImageSet) 
 
 def test_checks_fail_on_planted_masks(network: nn.Module, images: ImageSet) -> None:
     """Saturated logits, a quantised input and a random answer make the checks that name them fail."""
-    saturated = verdicts(Saturated(network), images, honest=network)
+    saturated = verdicts(Saturated(network), images, attack=partial(pgd, steps=10, underflow="keep"))
     assert saturated["gradients do not underflow"] == "fail"
-    assert saturated["an unbounded attack reaches zero"] == "pass"  # PGD repairs what underflows
+    repaired = verdicts(Saturated(network), images)
+    assert repaired["gradients do not underflow"] == "pass"
+    assert repaired["an unbounded attack reaches zero"] == "pass"
     quantised = verdicts(Quantised(network), images, honest=network)
     assert quantised["an unbounded attack reaches zero"] == "fail"
     assert quantised["transfer from honest does not beat the direct attack"] == "fail"

@@ -71,7 +71,7 @@ def test_every_default_can_be_written_out(family: str, name: str) -> None:
     defaults = {
         p.name: p.default
         for p in inspect.signature(function).parameters.values()
-        if p.kind is p.KEYWORD_ONLY and p.name not in ("generator", "step")
+        if p.kind is p.KEYWORD_ONLY and p.name not in registry.NOT_OPTIONS
     }
     bound = partial(function, **defaults)
     assert same(registry.parse(registry.describe(bound), family), bound)
@@ -152,7 +152,7 @@ def test_what_a_specification_means() -> None:
         ("pgd(ball=Linf(1/0))", "division by zero"),
         ("aai(reading='as_dreamt')", "'as_written', 'as_coded'"),
         ("pgd(generator=1)", "no option 'generator'"),
-        ("pgd(1, 2, 3, 4, 5, 6, 7, 8, 9, 10)", "at most"),
+        ("pgd(1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12)", "at most"),
         ("", "cannot read"),
         ("pgd(", "cannot read"),
     ],

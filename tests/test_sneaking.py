@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pellucid.attacks import sneaking
 from pellucid.attacks.gradient import pgd
 from pellucid.attacks.interpretation import aai
 from pellucid.attacks.sneaking import isa
@@ -130,7 +131,7 @@ def test_the_smallest_radius_is_the_closed_form_on_a_linear_network(seeded: Seed
     ],
 )
 def test_any_interpreter_can_be_sneaked_past(interpreter: Interpreter, tiny: Network, seeded: Seeded) -> None:
-    """Every map and both readings; what comes back is in the ball and never farther than the plain attack's maps."""
+    """Every map and both readings: what comes back is an image, changed exactly where the goal was reached."""
     x = torch.rand(3, 1, 16, 16, generator=seeded(0))
     y = tiny(x).argmax(1)
     for reading in ("as_written", "as_coded"):
@@ -188,7 +189,36 @@ def test_a_violated_bound_is_seen() -> None:
     assert not sneaking_scores(rows)["bound_holds"]
     assert sneaking_scores(rows)["bound_violations"] == 2
     unreached = levels([[1.0, 1.0]], [[0.1, 0.2]], **bad, reached=np.zeros((1, 2), bool))
-    assert sneaking_scores(unreached)["bound_holds"]
+    assert sneaking_scores(unreached)["bound_holds"] is None
+    incomplete = levels([[1.0, 1.0]], [[0.1, 0.2]], bound=np.full((1, 2), np.nan))
+    assert sneaking_scores(incomplete)["bound_holds"] is None
+
+
+def test_an_explanation_that_gives_way_within_one_radius_has_no_slope() -> None:
+    """Neither zero nor negative: counted apart, and its NDS still counts."""
+    scores = sneaking_scores(levels([[2.0, 1.0], [2.0, 1.0], [4.0, 2.0]], [[0.1, 0.1], [0.1, 0.09], [0.1, 0.2]]))
+    assert scores["no_slope"] == 2
+    assert scores["nsl"] == pytest.approx(0.5)
+    assert scores["nsl_as_coded"] == pytest.approx(0.5 / 2)
+    assert scores["n_isa"] == 3
+
+
+@pytest.mark.parametrize("p", [1, 2])
+def test_the_as_coded_discrepancy_by_hand(p: int, tiny: Network, images: Tensor, labels: Tensor) -> None:
+    """Of maps not divided by u, squared for p = 2; input-gradient maps, which never are divided, stay as they are."""
+    for interpreter, factor in ((cam, 64), (gradient, 1)):  # 8 x 8 positions
+        seen = dict[str, Any]()
+
+        def spy(sneak: sneaking._Sneak, *_: object, seen: dict[str, Any] = seen) -> Tensor:
+            seen["found"] = sneak.distance(sneak.real, sneak.real + 0.5)
+            seen["values"] = sneak.real[0, 0].numel()
+            return sneak.x
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sneaking, "_levels", spy)
+            isa(tiny, images, labels, interpreter=interpreter, p=p, reading="as_coded")
+        expected = seen["values"] * (0.5 * factor) ** p
+        torch.testing.assert_close(seen["found"], torch.full((3,), float(expected)))
 
 
 def test_normalised_discrepancy_is_free_of_units(generator: torch.Generator) -> None:

@@ -43,7 +43,7 @@ def rows_of(stands: np.ndarray, *, tau: np.ndarray | None = None, unchanged: np.
         found["attack", eps] = {"correct": stands}
         if tau is not None:
             kept = np.ones(n, bool) if unchanged is None else unchanged
-            found["aai", eps] = {"tau": tau, "unchanged": kept, "top_k_overlap": np.full(n, 0.5)}
+            found["aai", eps] = {"correct": stands, "tau": tau, "unchanged": kept, "top_k_overlap": np.full(n, 0.5)}
     return found
 
 
@@ -187,3 +187,23 @@ def test_a_random_interpreter_draws_the_same_noise_before_and_after(images: Imag
     entries, arrays = shown(images, Protocol(eps=(0.0,), attack=fgsm, aai=still))
     assert all(np.array_equal(arrays[f"{r}/m/map_clean"], arrays[f"{r}/m/map_aai"]) for r in range(3))
     assert [e["models"][0]["interpretation_attacked"]["tau"] for e in entries] == pytest.approx([1.0] * 3)
+
+
+def test_every_attack_of_the_audit_counts() -> None:
+    """An image that the explanation's attack or the worst case felled is fallen, here and at every larger radius."""
+
+    def rows(*right: bool) -> dict[str, np.ndarray]:
+        return {"correct": np.array(right)}
+
+    found = survivors(
+        {
+            ("clean", 0.0): rows(True, True, True, True),
+            ("attack", 0.1): rows(True, True, True, True),
+            ("aai", 0.1): rows(False, True, True, True),
+            ("attack", 0.2): rows(True, True, True, True),
+            ("worst", 0.2): rows(True, False, True, True),
+            ("attack", 0.3): rows(True, True, False, True),
+        },
+        (0.1, 0.2, 0.3),
+    )
+    assert [int(found[eps].sum()) for eps in (0.1, 0.2, 0.3)] == [3, 2, 1]

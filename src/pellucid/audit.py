@@ -27,6 +27,7 @@ Tick = Callable[[int], None]
 NOTES = (
     "Robust accuracy counts every image: one that was wrong before the attack is lost.",
     "An image that fell at a smaller radius counts as fallen at every larger one: its adversarial image is there too.",
+    "Every attack counts: on the prediction, on the explanation, and the worst case at the middle radius.",
     "Whatever an attack returned was checked against its ball and the box, and classified again, in fp32.",
 )
 
@@ -65,7 +66,12 @@ def run_audit(
     started, now = time.monotonic(), datetime.now(UTC).isoformat(timespec="seconds")
     cells = out / "cells"
     subjects = [prepared(s, protocol, images) for s in subjects]
-    rows = {s.name: measure(s, images, indices, protocol, cells=cells, tick=tick) for s in subjects}
+    rows = {
+        s.name: measure(
+            s, images, indices, protocol, others=[o.model for o in subjects if o is not s], cells=cells, tick=tick
+        )
+        for s in subjects
+    }
     models = []
     for subject in subjects:
         others = {o.name: o.model for o in subjects if o is not subject}
@@ -138,5 +144,5 @@ def _long(rows: dict[str, dict[tuple[str, float], dict[str, np.ndarray]]]) -> di
         for (what, eps), part in found.items():
             n = len(part["index"])
             named = {"model": np.array([model] * n), "measurement": np.array([what] * n), "eps": np.full(n, eps)}
-            parts.append(named | part)
+            parts.append(part | named)  # an attack's own note of that name gives way
     return concatenate(parts)

@@ -2,6 +2,7 @@
 
 import inspect
 from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
@@ -17,6 +18,14 @@ def drawing_from(interpreter: Interpreter, generator: Generator) -> Interpreter:
         return interpreter
     drawing: Interpreter = partial(interpreter, **{"generator": generator})
     return drawing
+
+
+def underlying(interpreter: Interpreter) -> tuple[Interpreter, dict[str, Any]]:
+    """The function under every `partial`, and the options bound to it."""
+    if not isinstance(interpreter, partial):
+        return interpreter, {}
+    function, options = underlying(interpreter.func)
+    return function, options | dict(interpreter.keywords)
 
 
 def logits_and_maps(model: nn.Module, x: Images, classes: Classes, interpreter: Interpreter) -> tuple[Logits, Maps]:

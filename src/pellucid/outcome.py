@@ -30,8 +30,7 @@ def outcome(clean: Rows, rows: Rows, *, sizes: bool = False) -> dict[str, Any]:
     if sizes or "found" in rows:
         found |= _sizes(clean, rows)
     if "broken_by" in rows:
-        names, counts = np.unique(rows["broken_by"].astype(str), return_counts=True)
-        found["by_attack"] = {n or "standing": int(c) for n, c in zip(names, counts, strict=True)}
+        found["by_attack"] = tally(rows["broken_by"])
     if "gradient_underflow" in rows:
         found["gradient_underflow"] = int(rows["gradient_underflow"].sum())
     if "isa_nds_0" in rows:
@@ -39,6 +38,12 @@ def outcome(clean: Rows, rows: Rows, *, sizes: bool = False) -> dict[str, Any]:
         tau = rows["tau_target"][rows["found"] & np.isfinite(rows["tau_target"])]
         found["kendall_tau_target"] = float(tau.mean()) if len(tau) else None
     return found
+
+
+def tally(broken_by: np.ndarray) -> dict[str, int]:
+    """How many images each member of an ensemble broke; `standing` are those that none did."""
+    names, counts = np.unique(broken_by.astype(str), return_counts=True)
+    return {name or "standing": int(count) for name, count in zip(names, counts, strict=True)}
 
 
 def _maps(rows: Rows) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """What an audit measures: the classifiers, the protocol, and the rows of each. Figures follow in `summary`."""
 
-from collections.abc import Callable, Mapping
+import inspect
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -88,13 +89,20 @@ def default_ladder(channels: int) -> tuple[float, ...]:
 
 def at_radius(attack: Attack, eps: float) -> Attack:
     """An attack in its own kind of ball, of another radius."""
+    if "ball" not in inspect.signature(attack).parameters:
+        raise PellucidError(
+            f"{registry.describe(attack)} takes no ball, so it cannot be given a radius of {eps:g}: choose an attack "
+            "with the option ball (pellucid list attacks), or leave the radii out"
+        )
     ball = registry.option(attack, "ball")
     resized: Attack = partial(attack, **{"ball": (ball if isinstance(ball, Ball) else Linf(0.0)).resized(eps)})
     return resized
 
 
-def measurements(protocol: Protocol, *, maps: bool) -> dict[tuple[str, float], Measurement]:
-    """Every measurement of one model, by what it is and its radius."""
+def measurements(
+    protocol: Protocol, *, maps: bool, others: Sequence[torch.nn.Module] = ()
+) -> dict[tuple[str, float], Measurement]:
+    """Every measurement of one model, by what it is and its radius; the worst case draws on the `others` too."""
     made = {("clean", 0.0): Measurement(gradient_norm=True)}
     for eps in protocol.eps:
         made["attack", eps] = Measurement(at_radius(protocol.attack, eps))
@@ -104,6 +112,8 @@ def measurements(protocol: Protocol, *, maps: bool) -> dict[tuple[str, float], M
     if protocol.worst is not None and protocol.eps:
         kind = registry.option(protocol.attack, "ball")
         worst: Attack = partial(protocol.worst, **{"ball": kind}) if isinstance(kind, Ball) else protocol.worst
+        if others and "others" in inspect.signature(worst).parameters:
+            worst = partial(worst, **{"others": tuple(others)})
         made["worst", protocol.gallery_eps] = Measurement(at_radius(worst, protocol.gallery_eps))
     return made
 
@@ -114,11 +124,12 @@ def measure(
     indices: Tensor,
     protocol: Protocol,
     *,
+    others: Sequence[torch.nn.Module] = (),
     cells: Path | None = None,
     tick: Callable[[int], None] | None = None,
 ) -> dict[tuple[str, float], Rows]:
-    """All rows of one model."""
-    todo = measurements(protocol, maps=subject.has_cam)
+    """All rows of one model; `others` are the models audited beside it."""
+    todo = measurements(protocol, maps=subject.has_cam, others=others)
     return {
         key: evaluate(subject.model, images, indices, what, seed=protocol.seed, cells=cells, tick=tick)
         for key, what in todo.items()

@@ -19,10 +19,11 @@ from functools import cache, partial
 from types import FunctionType, MappingProxyType, ModuleType
 from typing import Any, Literal
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from pellucid import balls, schedules
 from pellucid.errors import PellucidError
+from pellucid.results import model_digest
 
 DEEPEST = 50
 LONGEST = 2000  # characters of a specification: far above any real one, far below what nests too deep
@@ -255,6 +256,8 @@ def describe(bound: object) -> str:
         return f"tensor({bound.tolist()})"
     if isinstance(bound, tuple):
         return f"({', '.join(map(describe, bound))}{',' if len(bound) == 1 else ''})"
+    if isinstance(bound, nn.Module):
+        return f"{type(bound).__name__}@{model_digest(bound)[:12]}"  # other weights, another name
     return repr(bound)
 
 

@@ -10,6 +10,7 @@ from jaxtyping import Bool
 from scipy.stats import binomtest
 
 from pellucid.checks import Check
+from pellucid.outcome import tally
 from pellucid.protocol import Protocol, Subject
 from pellucid.results import Rows, bootstrap, holm, rate, wilson
 
@@ -21,12 +22,15 @@ FEWEST_MAPS = 10  # a bootstrap of fewer values is much too narrow, and of one v
 def survivors(rows: AllRows, eps: tuple[float, ...]) -> dict[float, np.ndarray]:
     """Per radius, which images withstood: classified correctly clean and under every attack of at most this radius.
 
-    An adversarial image of a smaller ball lies in the larger one, so the curve cannot rise.
+    Every attack of the audit counts: on the prediction, on the explanation (whose images may change the class too), and
+    the worst case. An adversarial image of a smaller ball lies in the larger one, so the curve cannot rise.
     """
     standing = rows["clean", 0.0]["correct"].copy()
     found = {}
     for radius in sorted(eps):
-        standing = standing & rows["attack", radius]["correct"]
+        for kind in ("attack", "aai", "worst"):
+            if (kind, radius) in rows:
+                standing = standing & rows[kind, radius]["correct"]
         found[radius] = standing
     return found
 
@@ -55,7 +59,7 @@ def figures(subject: Subject, rows: AllRows, protocol: Protocol, checks: list[Ch
         "checks": [vars(check) for check in checks],
     }
     if ("worst", protocol.gallery_eps) in rows:
-        found["worst"] = _worst(rows["worst", protocol.gallery_eps], standing[protocol.gallery_eps], protocol)
+        found["worst"] = _worst(rows["worst", protocol.gallery_eps], protocol.gallery_eps)
     if subject.has_cam:
         found["aai"] = [_interpretation(rows["aai", eps], eps, protocol.seed) for eps in protocol.eps]
     else:
@@ -64,13 +68,9 @@ def figures(subject: Subject, rows: AllRows, protocol: Protocol, checks: list[Ch
     return found
 
 
-def _worst(rows: Rows, standing: Bool[np.ndarray, " n"], protocol: Protocol) -> dict[str, Any]:
-    """Who stands after every attack of the audit at this radius, and which member of the ensemble broke how many."""
-    found = {"eps": protocol.gallery_eps} | rate(standing & rows["correct"])
-    if "broken_by" not in rows:
-        return found
-    names, counts = np.unique(rows["broken_by"].astype(str), return_counts=True)
-    return found | {"by_attack": {n or "standing": int(c) for n, c in zip(names, counts, strict=True)}}
+def _worst(rows: Rows, eps: float) -> dict[str, Any]:
+    """Which member of the ensemble broke how many images."""
+    return {"eps": eps} | ({"by_attack": tally(rows["broken_by"])} if "broken_by" in rows else {})
 
 
 def compare(all_rows: Mapping[str, AllRows], protocol: Protocol) -> list[dict[str, Any]] | None:

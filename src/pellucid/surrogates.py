@@ -6,7 +6,6 @@ counts is the real network's.
 """
 
 from dataclasses import dataclass
-from functools import partial
 from typing import Literal
 
 import torch
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 
 from pellucid.errors import PellucidError
 from pellucid.interpreters import activations, gradients
-from pellucid.mapping import logits_and_maps
+from pellucid.mapping import logits_and_maps, underlying
 from pellucid.network import softplus
 from pellucid.types import Classes, Images, Interpreter, Logits, Maps
 
@@ -54,7 +53,7 @@ def view(model: nn.Module, x: Images, y: Tensor, interpreter: Interpreter, surro
         return View(model, model, interpreter)
     if surrogate != "auto":
         return View(model, softplus(model, beta=float(surrogate)), interpreter)
-    home = _function(interpreter).__module__
+    home = underlying(interpreter)[0].__module__
     rectified = any(isinstance(module, nn.ReLU) for module in model.modules())
     if home == activations.__name__ or (home != gradients.__name__ and not _flat(model, x, y, interpreter)):
         return View(model, model, interpreter)
@@ -66,10 +65,6 @@ def view(model: nn.Module, x: Images, y: Tensor, interpreter: Interpreter, surro
             "needs a smooth twin, which is made from nn.ReLU modules (not F.relu); surrogate=None attacks as it is"
         )
     return View(model, model, interpreter)
-
-
-def _function(interpreter: Interpreter) -> Interpreter:
-    return _function(interpreter.func) if isinstance(interpreter, partial) else interpreter
 
 
 def _flat(model: nn.Module, x: Images, y: Tensor, interpreter: Interpreter) -> bool:

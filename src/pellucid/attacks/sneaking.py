@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from pellucid import surrogates, targets
 from pellucid.balls import Ball, Linf
 from pellucid.errors import PellucidError
-from pellucid.interpreters.activations import cam, representation
-from pellucid.mapping import drawing_from
+from pellucid.interpreters.activations import cam, gradcam, gradcam_plus_plus, representation
+from pellucid.mapping import drawing_from, underlying
 from pellucid.metrics import discrepancy, kendall_tau, margin, normalised_discrepancy, proposition_1_bound
 from pellucid.network import frozen
 from pellucid.search import ascend, bisect, select
@@ -55,8 +55,8 @@ def isa(
     from: see `pellucid.stealth`. Images that cannot be fooled at eps* = 1 come back unchanged.
 
     There are 40 `steps` of `2.5 eps / steps`. As coded there are 10, of `0.2 eps clip(1000 g, -1, 1)`, and the last
-    iterate counts; D is of CAMs not divided by u; one weight on D, in place of lambda on the margin, is doubled or
-    halved from 5e-5. Source: Boopathy et al. 2020, eqs. 3, 4, 6.
+    iterate counts; D is of CAMs not divided by u, squared for p = 2; one weight on D, in place of lambda on the margin,
+    is doubled or halved from 5e-5. Source: Boopathy et al. 2020, eqs. 3, 4, 6.
     Deviation: maps of input gradients are followed on a softplus twin (`surrogate`) and judged on the network.
     """
     if p not in (1, 2) or classes not in (1, 2, "all") or not multipliers or min(multipliers) < 1:
@@ -75,8 +75,24 @@ def isa(
             with torch.no_grad():
                 real = interpreter(model, x, chosen)
                 smooth = real if view.twin is model else interpreter(view.twin, x, chosen)
-            sneak = kind(view, x.detach(), y, goal, chosen, real, smooth, p, squared, tau, count, search)
+            coded = reading == "as_coded"
+            unit = _unit(interpreter, real) if coded else 1.0
+            square = squared or (coded and p == 2)
+            sneak = kind(view, x.detach(), y, goal, chosen, real, smooth, p, square, tau, count, search, unit)
             return _levels(sneak, ball, multipliers, notes)
+
+
+def _complete(interpreter: Interpreter) -> bool:
+    """Whether the sum of a map is the logit, but for a constant: what Proposition 1 asks."""
+    function, options = underlying(interpreter)
+    return function in (cam, gradcam) and not (options.get("relu") or options.get("layer"))
+
+
+def _unit(interpreter: Interpreter, maps: Maps) -> float:
+    """As coded, class activation maps are not divided by their u positions; others never are."""
+    function, options = underlying(interpreter)
+    divided = function in (cam, gradcam) or (function is gradcam_plus_plus and options.get("reading") == "as_coded")
+    return float(maps[0, 0].numel()) if divided and len(maps) else 1.0
 
 
 def _chosen(model: nn.Module, x: Images, y: Labels, goal: Labels, classes: Literal[1, 2, "all"]) -> Classes:
@@ -100,6 +116,7 @@ def _levels(sneak: "_Sneak", ball: Ball | None, multipliers: tuple[float, ...], 
         nearer = sneak.measure(images)[1]
         better = success & (nearer < least)  # the balls are nested: an earlier attack may still be the best
         best, least = select(better, images, best), torch.where(better, nearer, least)
+        found = found | success
         records.append(sneak.record(images if sneak.counts_plain else best))
     best = select(found, best, sneak.x)
     if notes is not None:
@@ -124,9 +141,10 @@ class _Sneak:
     steps: int
     search: int
 
+    unit: float  # what maps are multiplied by in D
+
     counts_plain = False
     keep_best = True
-    scaled = False
 
     def ball(self, eps: PerExample) -> Ball:
         return Linf(eps)
@@ -139,8 +157,7 @@ class _Sneak:
             return self.view.interpreter(self.view.model, x, classes)
 
     def distance(self, clean: Maps, maps: Maps) -> PerExample:
-        found = discrepancy(clean, maps, p=self.p, squared=self.squared)
-        return found * (clean[0, 0].numel() if self.scaled and len(clean) else 1)
+        return discrepancy(self.unit * clean, self.unit * maps, p=self.p, squared=self.squared)
 
     def climb(self, ball: Ball, on_margin: PerExample, on_map: PerExample) -> tuple[Images, Mask]:
         """Images found with these weights of the two terms, and which of them reach the goal."""
@@ -182,20 +199,21 @@ class _Sneak:
         """What NDS, NSL and Proposition 1 need to know of an attack at one radius."""
         pair = torch.stack([self.y, self.goal], 1)
         clean, maps = self.real, self.maps(images, self.classes)
-        if self.view.interpreter is representation:  # each channel is a map of its own
+        if underlying(self.view.interpreter)[0] is representation:  # each channel is a map of its own
             clean, maps = clean[:, 0], maps[:, 0]
         with torch.no_grad():
             logits, attacked = self.view.model(self.x), self.view.model(images)
             reached = margin(attacked, self.goal) > 0
         ahead = (logits.gather(1, pair) * torch.tensor([1, -1], device=pair.device)).sum(1)
         behind = (attacked.gather(1, pair) * torch.tensor([1, -1], device=pair.device)).sum(1)
+        bound = proposition_1_bound(logits, self.y, self.goal)
         return {
             "nds": normalised_discrepancy(clean, maps, p=self.p),
             "eps": (images - self.x).flatten(1).abs().amax(1),
             "reached": reached,
             "counts": (ahead >= 0) & (behind <= 0),
             "two_class": discrepancy(self.maps(self.x, pair), self.maps(images, pair)),
-            "bound": proposition_1_bound(logits, self.y, self.goal),
+            "bound": bound if _complete(self.view.interpreter) else torch.full_like(bound, torch.nan),
         }
 
     def tau_target(self, images: Images) -> PerExample:
@@ -240,7 +258,6 @@ class _SoftSign(Linf):
 class _AsCoded(_Sneak):
     counts_plain = True
     keep_best = False
-    scaled = True
 
     def ball(self, eps: PerExample) -> Ball:
         return _SoftSign(eps)

@@ -174,7 +174,12 @@ def _other_lines(summary: dict[str, Any]) -> list[str]:
         lines.append(f"NDS, NSL         {summary['nds']:.4f}, {summary['nsl']:.4f}  over {summary['n_isa']} images")
         coded = f"{summary['nds_as_coded']:.4f}, {summary['nsl_as_coded']:.4f}"
         lines.append(f"                 {coded}  as coded, without {summary['never_gave_way']} that never gave way")
-        lines.append(f"Proposition 1    {'holds' if summary['bound_holds'] else 'does not hold'}")
+        words = {
+            True: "holds",
+            False: "does not hold",
+            None: "says nothing here: nobody was fooled, or the maps are not complete",
+        }
+        lines.append(f"Proposition 1    {words[summary['bound_holds']]}")
     if "picture" in summary:
         lines.append(f"picture          {escape(summary['picture'])}")
     return lines

@@ -26,7 +26,7 @@ def lead(audit: Mapping[str, Any], eps: float | None) -> str:
     robust = [(value, model["name"]) for model in _credible(audit) if (value := _value(model, eps)) is not None]
     if eps is not None and robust:
         change = words.allowed(audit["protocol"]["ball"], eps)
-        several = all(_worst(model, eps) for model in models)
+        several = all(words.at_radius([m["worst"]] if m.get("worst") else [], eps) for m in models)
         who = f"The worst of several attacks, each {change}," if several else f"An attack {change}"
         sentences.append(f"{who} leaves {_range(robust, words.percent)}.")
     taus = [(v, m["name"]) for m in models if (v := words.number((_aai(m, eps) or {}).get("tau"))) is not None]
@@ -41,20 +41,18 @@ def lead(audit: Mapping[str, Any], eps: float | None) -> str:
 def card(model: Mapping[str, Any], tone: int, *, eps: float | None, chance: float) -> dict[str, Any]:
     """The figures, each with its interval and bar, two verdicts, and the warning if a masking check fails."""
     robust, aai = words.at_radius(model.get("robust"), eps), _aai(model, eps)
-    worst = _worst(model, eps)
     failed = words.failures(model)
     return {
         "name": model["name"],
         "tone": tone,
         "about": f"{model['architecture']}, {words.count(model['parameters'])} parameters",
         "trained": model.get("trained"),
-        "verdicts": [prediction_verdict(model, worst or robust, chance), explanation_verdict(aai)],
+        "verdicts": [prediction_verdict(model, robust, chance), explanation_verdict(aai)],
         "metrics": [
             _rate_metric("Right on clean images", model["clean"], tone, chance),
-            _rate_metric(
-                f"Right under attack, ε {words.radius(eps)}" if eps else "Right under attack", robust, tone, chance
+            _attacked_metric(
+                robust, words.at_radius([model["worst"]] if model.get("worst") else [], eps), tone, chance
             ),
-            *([_worst_metric(worst, tone, chance)] if worst else []),
             _tau_metric(aai, tone),
         ],
         "refused": model.get("aai_refused") if not model.get("aai") else None,
@@ -114,18 +112,17 @@ def _rate_metric(label: str, rate: Mapping[str, Any] | None, tone: int, chance: 
     }
 
 
-def _worst_metric(worst: Mapping[str, Any], tone: int, chance: float) -> dict[str, Any]:
-    """As any rate, with the attacks that broke images after the first."""
-    metric = _rate_metric(f"Worst case of all attacks, ε {words.radius(worst['eps'])}", worst, tone, chance)
-    broke = {name: n for name, n in (worst.get("by_attack") or {}).items() if name not in ("clean", "standing")}
+def _attacked_metric(
+    robust: Mapping[str, Any] | None, worst: Mapping[str, Any] | None, tone: int, chance: float
+) -> dict[str, Any]:
+    """As any rate; where an ensemble was run, with the attacks that broke most."""
+    name = "Right under the worst attack" if worst else "Right under attack"
+    label = name + (f", ε {words.radius(robust['eps'])}" if robust else "")
+    metric = _rate_metric(label, robust, tone, chance)
+    broke = {name: n for name, n in ((worst or {}).get("by_attack") or {}).items() if name not in ("clean", "standing")}
     ranked = sorted(broke.items(), key=lambda entry: -entry[1])[:4]
     by = ", ".join(f"{name} {words.count(n)}" for name, n in ranked)
     return metric | {"detail": metric["detail"] + (f"; broken by {by}" if by else "")}
-
-
-def _worst(model: Mapping[str, Any], eps: float | None) -> dict[str, Any] | None:
-    """The ensemble's figure, where it was measured at this radius."""
-    return words.at_radius([model["worst"]] if model.get("worst") else [], eps)
 
 
 def _tau_metric(aai: Mapping[str, Any] | None, tone: int) -> dict[str, Any]:
@@ -152,7 +149,7 @@ def _aai(model: Mapping[str, Any], eps: float | None) -> dict[str, Any] | None:
 
 
 def _value(model: Mapping[str, Any], eps: float | None) -> float | None:
-    return words.number((_worst(model, eps) or words.at_radius(model.get("robust"), eps) or {}).get("value"))
+    return words.number((words.at_radius(model.get("robust"), eps) or {}).get("value"))
 
 
 def _credible(audit: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -14,16 +14,13 @@ def markdown(audit: Mapping[str, Any]) -> str:
     for eps in words.radii(audit, "robust"):
         entries = [words.at_radius(model.get("robust"), eps) for model in models]
         rows.append([f"robust, eps {words.radius(eps)}", *(words.rate(entry) for entry in entries)])
-    for eps in sorted({model["worst"]["eps"] for model in models if model.get("worst")}):
-        entries = [words.at_radius([m["worst"]] if m.get("worst") else [], eps) for m in models]
-        rows.append([f"worst of all attacks, eps {words.radius(eps)}", *(words.rate(entry) for entry in entries)])
     for eps in words.radii(audit, "aai"):
         entries = [words.at_radius(model.get("aai"), eps) for model in models]
         rows.append([f"explanation tau, eps {words.radius(eps)}", *(words.tau(entry) for entry in entries)])
     rows.append(["masking checks", *(_checks(model) for model in models)])
     data = audit["data"]
     about = f"{_plain(data['name'])} ({_plain(data['split'])}), n = {data['n']}, 95 % intervals. "
-    bound = "Robust accuracy is what one attack leaves: an upper bound."
+    bound = "Robust accuracy is what the attacks leave: an upper bound."
     return "\n".join([_aligned(rows), "", about + bound, *_tau_notes(audit), ""])
 
 
