@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from pellucid import registry
 from pellucid.cli import run
 
 TRAIN = ["train", "--data", "digits", "--arch", "small", "--steps", "30", "--batch-size", "32", "--json"]
@@ -144,3 +145,56 @@ def test_help_has_examples(capsys: pytest.CaptureFixture[str]) -> None:
         capsys.readouterr()
         assert run([command, "--help"]) == 0
         assert f"pellucid {command}" in capsys.readouterr().out.split("Examples")[1]
+
+
+SHORT = {
+    "ensemble": "ensemble(ball=Linf(0.1), steps=5, queries=20)",
+    "isa": "isa(steps=5, search=3)",
+    "square": "square(queries=50)",
+    "cw": "cw(search=2, iterations=20)",
+    "spatial": "spatial(steps=5)",
+    "aai": "aai(steps=5)",
+}
+
+
+@pytest.mark.parametrize("name", sorted(registry.public("attacks")))
+def test_every_attack_runs_from_the_command_line(
+    name: str, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One JSON object with the figures, and a picture of image, perturbation and attacked image."""
+    picture = tmp_path / "picture.png"
+    words = [
+        "attack",
+        "--model",
+        str(trained),
+        "--data",
+        "digits",
+        "--images",
+        "2",
+        "--picture",
+        str(picture),
+        "--json",
+    ]
+    found = output(capsys, *words, "--attack", SHORT.get(name, name))
+    assert 0 <= found["robust_accuracy"] <= found["clean_accuracy"] <= 1
+    assert found["n"] == 2
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    if name == "ensemble":
+        assert sum(found["by_attack"].values()) == 2
+    if name == "isa":
+        assert {"nds", "nsl", "bound_holds"} <= set(found)
+
+
+def test_transfer_shows_each_the_examples_of_the_other(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two names for one network are told apart, and fall together; a radius for an attack without a ball is refused."""
+    words = ["transfer", "--model", str(trained), "--model", str(trained), "--data", "digits", "--images", "first:20"]
+    found = output(capsys, *words, "--eps", "0.1,0.2", "--out", str(tmp_path / "t"), "--json")
+    assert found["models"] == ["a (1)", "a (2)"]
+    values = {(e["source"], e["eps"], e["target"]): e["value"] for e in found["accuracy"]}
+    assert values["a (1)", 0.1, "a (1)"] == values["a (1)", 0.1, "a (2)"]
+    assert all(entry["wrong"] in ([], ["a (1)", "a (2)"]) for entry in found["overlaps"])
+    assert (tmp_path / "t" / "transfer.html").is_file()
+    assert run([*words, "--attack", "jsma", "--eps", "0.1"]) == 2
+    assert "takes no ball" in capsys.readouterr().err
