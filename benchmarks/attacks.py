@@ -6,7 +6,6 @@ Each round runs every contender once, in rotating order, on the same images; a r
 same round, so that it holds where the machine's speed drifts. Quote the medians; the spread says how noisy it was.
 """
 
-import copy
 import importlib.util
 import statistics
 import time
@@ -15,37 +14,18 @@ from functools import partial
 
 import scipy.stats
 import torch
+from peers import AsWritten
 from torch import nn
 
 from pellucid.architectures.resnet import wresnet
 from pellucid.architectures.small import pool, ross, small
 from pellucid.attacks.gradient import pgd
 from pellucid.balls import Linf
-from pellucid.layers import Conv2d
 from pellucid.metrics import kendall_tau
 from pellucid.network import Network
 
 ROUNDS = 7
 Contenders = dict[str, Callable[[], object]]
-
-
-class AsWritten(nn.Module):
-    """The same network of torch's own layers, every one run as it is written: what a peer's user has."""
-
-    def __init__(self, network: Network) -> None:
-        super().__init__()
-        self.network = copy.deepcopy(network)
-        _plain_layers(self.network)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.network.head(self.network.trunk(self.network.normalise(x)).mean((2, 3)))
-
-
-def _plain_layers(module: nn.Module) -> None:
-    for child in module.children():
-        if isinstance(child, Conv2d):
-            setattr(child, "__class__", nn.Conv2d)  # noqa: B010
-        _plain_layers(child)
 
 
 def race(name: str, contenders: Contenders) -> None:

@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torchattacks
+from peers import AsWritten
 from torch import nn
 
 from pellucid.architectures.small import small
@@ -36,17 +37,6 @@ from pellucid.types import Images, Labels
 CHUNK = 100  # as `evaluate` has it
 
 Contender = Callable[[Images, Labels], Images]
-
-
-class Unfolded(nn.Module):
-    """The same network, every layer run as it is written."""
-
-    def __init__(self, network: Network) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, x: Images) -> torch.Tensor:
-        return self.network.head(self.network.features(x).mean((2, 3)))
 
 
 def timed(model: nn.Module, attack: Contender, x: Images, y: Labels) -> tuple[float, float]:
@@ -73,8 +63,8 @@ def race(name: str, model: nn.Module, contenders: dict[str, Contender], x: Image
 
 
 def races(network: Network, x: Images, y: Labels, *, eps: float, steps: int, queries: int, rounds: int) -> None:
-    """Each attack, and the ensemble, ours and theirs; theirs on the network as it is written."""
-    ball, plain = Linf(eps), Unfolded(network).eval()
+    """Each attack, and the ensemble, ours and theirs; theirs on the network of torch's own layers too."""
+    ball, plain = Linf(eps), AsWritten(network).eval()
     common = {"eps": eps, "seed": 0}
     pairs = {
         f"APGD-CE, {steps} steps": (partial(apgd, steps=steps), partial(torchattacks.APGD, steps=steps)),
@@ -98,7 +88,7 @@ def races(network: Network, x: Images, y: Labels, *, eps: float, steps: int, que
             network,
             {
                 "pellucid": lambda a, b, f=bound: f(network, a, b, generator=torch.Generator().manual_seed(0)),
-                "pellucid, not folded": lambda a, b, f=bound: f(
+                "pellucid, as written": lambda a, b, f=bound: f(
                     plain, a, b, generator=torch.Generator().manual_seed(0)
                 ),
                 "torchattacks": theirs(plain, **common),

@@ -49,4 +49,4 @@ def test_links_between_pages_lead_somewhere(path: Path) -> None:
 def test_the_docstrings_of_attacks_name_a_source() -> None:
     """Every attack says where it comes from, or that it is ours."""
     for name, function in registry.public("attacks").items():
-        assert re.search(r"\bSource\b|\bDeviations?\b|\bours\b", function.__doc__ or ""), name
+        assert re.search(r"\bSources?\b|\bDeviations?\b|\bours\b", function.__doc__ or ""), name

@@ -1,6 +1,7 @@
 """APGD, FAB, Square and the ensemble: the laws of each, and the images that fall to torchattacks' own."""
 
 import importlib
+import inspect
 import os
 import warnings
 from collections.abc import Callable
@@ -14,8 +15,9 @@ import torch
 from scipy.optimize import linprog, minimize
 from torch import Tensor, nn
 
+from pellucid import registry
 from pellucid.attacks import ensemble as stages
-from pellucid.attacks.apgd import apgd
+from pellucid.attacks.apgd import _begin, _sparsify, apgd
 from pellucid.attacks.ensemble import ensemble
 from pellucid.attacks.fab import fab
 from pellucid.attacks.square import square
@@ -26,7 +28,7 @@ from pellucid.errors import PellucidError
 from pellucid.import_weights import import_weights
 from pellucid.metrics import correct, input_gradient_norm, margin
 from pellucid.models import load_model
-from pellucid.network import frozen
+from pellucid.network import Network, frozen
 from pellucid.types import Images, Labels
 
 Seeded = Callable[[int], torch.Generator]
@@ -68,6 +70,29 @@ class Coarse(nn.Module):
     def forward(self, x: Images) -> Tensor:
         self.asked += len(x)
         return self.model((x * 16).round() / 16)
+
+
+class Masked(nn.Module):
+    """A model with one class more, which is ruled out: its logit is minus infinity."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Images) -> Tensor:
+        logits = self.model(x)
+        return torch.cat([logits, torch.full_like(logits[:, :1], -torch.inf)], 1)
+
+
+class Says(nn.Module):
+    """A model that answers the same to all images."""
+
+    def __init__(self, logits: list[list[float]]) -> None:
+        super().__init__()
+        self.logits = torch.tensor(logits)
+
+    def forward(self, x: Images) -> Tensor:
+        return self.logits[: len(x)]
 
 
 class Scaled(nn.Module):
@@ -345,6 +370,129 @@ def test_each_stage_sees_what_still_stands_and_is_not_believed(
     assert seen == [3, 3, 3, 2]
     assert list(notes["broken_by"]) == ["first", "rest", "rest"]
     assert torch.equal(found, fallen)
+
+
+def test_a_class_that_is_ruled_out_protects_nobody(bent: nn.Module, seeded: Seeded) -> None:
+    """The same images fall as without it."""
+    x = uniform(20, 1, 8, 8, seed=6).float()
+    y = says(bent, x)
+    fallen = [
+        ~correct(bent(ensemble(model, x, y, ball=Linf(0.015), steps=20, queries=100, generator=seeded(0))), y)
+        for model in (bent, Masked(bent))
+    ]
+    assert torch.equal(*fallen)
+    assert 2 < fallen[0].sum() < 20
+
+
+def test_logits_that_are_no_numbers_are_judged_as_evaluation_does() -> None:
+    """Class 0 is right: infinities by their order, a NaN anywhere is no answer; and rounding is of the margin's two."""
+    inf, nan = float("inf"), float("nan")
+    falls = {
+        (0.0, 1.0, -inf): True,
+        (1.0, 0.0, -inf): False,
+        (-inf, 1.0, 0.0): True,
+        (0.0, -inf, -inf): False,
+        (inf, 1.0, 0.0): False,
+        (0.0, inf, 1.0): True,
+        (inf, inf, 0.0): False,
+        (nan, 1.0, 0.0): True,
+        (2.0, nan, 0.0): True,
+        (nan, nan, nan): True,
+        (0.0, 1.0, -1e9): True,
+        (1e8, 1e8 + 8, 0.0): False,
+    }
+    model, x = Says([list(logits) for logits in falls]), torch.full((len(falls), 1, 2, 2), 0.5)
+    y = torch.zeros(len(falls), dtype=torch.long)
+    judged = stages._judged(model, x, x, y, Linf(0.1)) > 0
+    assert judged.tolist() == list(falls.values())
+    assert torch.equal(judged[:-1], ~correct(model(x), y)[:-1])  # the last is wrong by no more than rounding
+
+
+@pytest.mark.parametrize("ball", [Linf(0.2), L2(1.0)], ids=["Linf", "L2"])
+def test_the_ensembles_map_attack_steps_as_far_as_the_ball_is_wide(ball: Ball, seeded: Seeded) -> None:
+    """Where maps are linear in the pixels their largest values fall as far as the ball allows, image by image."""
+    network = Network(nn.Sequential(nn.Conv2d(1, 3, 2)), nn.Linear(3, 4)).double()
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.normal_(0, 0.5, generator=seeded(4))
+    x = torch.full((3, 1, 6, 6), 0.5, dtype=torch.float64)
+    y, radii = torch.tensor([0, 1, 2]), float(ball.eps) * torch.tensor([0.2, 0.5, 1.0]).double()
+    attack = dict(stages._stages(network, (), 20, 10, {}))["aai"]
+
+    def maps(at: Tensor) -> Tensor:
+        return network.class_maps(at)[torch.arange(3), y].flatten(1)
+
+    at = x.clone().requires_grad_()
+    top = maps(at).topk(8, dim=1).indices
+    (slope,) = torch.autograd.grad(maps(at).gather(1, top).sum(), at)
+    dual = slope.flatten(1).norm(dim=1, p=1 if isinstance(ball, Linf) else 2)
+    found = attack(x, y, ball=ball.resized(radii), generator=seeded(0))
+    fall = (maps(x) - maps(found)).gather(1, top).sum(1).detach()
+    assert (fall <= radii * dual * (1 + 1e-9)).all()
+    assert (fall >= 0.97 * radii * dual).all()
+
+
+ALONE: dict[str, Attack] = {
+    "apgd": partial(apgd, steps=6, restarts=2),
+    "apgd_dlr": partial(apgd, steps=6, loss="dlr_targeted"),
+    "fab": partial(fab, steps=6, restarts=3),
+    "square": partial(square, queries=40),
+}
+
+
+@pytest.mark.parametrize("name", ALONE)
+@pytest.mark.parametrize("ball", [Linf(0.008), L2(0.05), L1(0.2)], ids=["Linf", "L2", "L1"])
+def test_who_has_fallen_changes_no_one_elses_draws(name: str, ball: Ball, bent: nn.Module, seeded: Seeded) -> None:
+    """One image relabelled, so that it is wrong from the first: the others' results stay."""
+    x, model = uniform(12, 1, 8, 8, seed=6), bent.double()
+    y = says(model, x)
+    other = torch.cat([(y[:1] + 1) % 5, y[1:]])
+    notes: list[dict[str, Any]] = [{}, {}]
+    given = [{"notes": note} if name in ("fab", "square") else {} for note in notes]
+    found = [
+        ALONE[name](model, x, labels, ball=ball, generator=seeded(0), **more)
+        for labels, more in zip((y, other), given, strict=True)
+    ]
+    assert torch.equal(found[1][0], x[0])
+    torch.testing.assert_close(found[0][1:], found[1][1:], rtol=0, atol=1e-9)
+    for key in notes[0]:
+        torch.testing.assert_close(notes[0][key][1:], notes[1][key][1:], rtol=0, atol=1e-9)
+
+
+def test_l1_sparsity_follows_the_authors_recursion() -> None:
+    """Croce & Hein 2021: fewer pixels than 0.95 of the last checkpoint's, at first of all, keep the step whole."""
+    x, d, eps = torch.zeros(1, 1, 16, 16, dtype=torch.float64), 256, 3.0
+    y = torch.zeros(1, dtype=torch.long)
+    walk = _begin(x, x, y, y, L1(torch.tensor([eps]).double()))
+    last, step = d, eps
+    for moved in (200, 150, 149, 148, 60, 60, 59, 58, 57, 57, 57, 57, 57, 20):
+        walk.best = torch.zeros(1, d, dtype=torch.float64)
+        walk.best[:, :moved] = 0.5
+        walk.best = walk.best.view_as(x)
+        _sparsify(walk)
+        step = eps if moved / last < 0.95 else max(step / 1.5, eps / 10)
+        last = moved
+        assert float(walk.step) == pytest.approx(step)
+        assert float(walk.sparsity) == pytest.approx(moved / 1.5)
+
+
+@pytest.mark.parametrize(
+    ("spec", "rule"),
+    [
+        ("square(start=3)", r"square\(start=3\) must be images"),
+        ("ensemble(others=(1,))", r"ensemble\(others=\(1,\)\) must be networks"),
+        ("ensemble(others=pgd)", "must be networks"),
+    ],
+)
+def test_what_no_specification_can_name_is_refused(spec: str, rule: str, bent: nn.Module) -> None:
+    """By option and rule, also where no types are checked."""
+    attack = registry.parse(spec, "attacks")
+    assert isinstance(attack, partial)
+    x, y = uniform(3, 1, 8, 8, seed=6).float(), torch.zeros(3, dtype=torch.long)
+    with pytest.raises(PellucidError, match=rule):
+        inspect.unwrap(attack.func)(bent, x, y, **attack.keywords)
+    with pytest.raises(PellucidError, match="a tensor"):
+        inspect.unwrap(square)(bent, x, y, start=x[:, :, :4])
 
 
 def test_images_from_other_models_come_first(bent: nn.Module, seeded: Seeded) -> None:

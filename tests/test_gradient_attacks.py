@@ -16,11 +16,29 @@ from pellucid.balls import L1, L2, Ball, Linf
 from pellucid.errors import PellucidError
 from pellucid.metrics import log_odds, margin
 from pellucid.network import Network
+from pellucid.search import ascend
 from pellucid.targets import choose
 
 Seeded = Callable[[int], torch.Generator]
 BALLS = [Linf(0.1), L2(0.8), L1(6.0)]
 RADII = {Linf: 0.1, L2: 1.5, L1: 15.0}
+
+
+class Shifted(nn.Module):
+    """A model whose logits are moved: all by as much, so that half precision drowns, or those of one class: a lie."""
+
+    def __init__(self, model: nn.Module, shift: float, lie: float = 0.0) -> None:
+        super().__init__()
+        self.model, self.shift, self.lie = model, shift, lie
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits = self.model(x)
+        half = logits.dtype == torch.bfloat16
+        return logits + self.shift if not half or self.shift else self._told(logits.float())
+
+    def _told(self, logits: Tensor) -> Tensor:
+        """Only in half precision: class 1 is more likely, or less, than it is."""
+        return torch.cat([logits[:, :1], logits[:, 1:2] + self.lie, logits[:, 2:]], 1)
 
 
 class Scaled(nn.Module):
@@ -214,3 +232,58 @@ def test_a_search_in_half_precision_fells_about_the_same_images(tiny: Network, s
     fallen = [margin(tiny(found), y) < 0 for found in (single, half)]
     assert 5 < int(fallen[0].sum()) < 55
     assert abs(int(fallen[0].sum()) - int(fallen[1].sum())) <= 3
+
+
+@pytest.mark.parametrize("stop", [False, True])
+def test_half_precision_may_not_say_who_falls(stop: bool, crowd: tuple[nn.Module, Tensor, Tensor]) -> None:
+    """A hundred added to all logits rounds bf16 margins to halves: who falls, and which iterate is best, stays fp32's.
+
+    A hundred changes nothing in fp32. Under bf16 the gradients are coarser, which costs an image or two.
+    """
+    model, x, _ = crowd
+    y = model(x).argmax(1)
+    loud = Shifted(model, 100.0)
+    attack = partial(pgd, loud, x, y, ball=Linf(0.02), steps=12, random_start=False, stop_when_fooled=stop)
+    single, half = (margin(model(attack(precision=how)), y) for how in ("fp32", "bf16"))
+    assert 5 < int((single < 0).sum()) < 25
+    assert abs(int((half < 0).sum()) - int((single < 0).sum())) <= 2
+
+
+@pytest.mark.parametrize("lie", [-20.0, 20.0])
+@pytest.mark.parametrize("stop", [False, True])
+@pytest.mark.parametrize("restarts", [1, 3])
+def test_what_bf16_says_of_verdicts_is_not_believed(
+    lie: float, stop: bool, restarts: int, crowd: tuple[nn.Module, Tensor, Tensor], seeded: Seeded
+) -> None:
+    """Half precision that sees every image fallen at once, or none ever, moves no bit of the result."""
+    model, x, _ = crowd
+    x = x[model(x).argmax(1) == 1]
+    y = torch.ones(len(x), dtype=torch.long)
+    options: dict[str, Any] = {"ball": Linf(0.02), "steps": 12, "restarts": restarts, "stop_when_fooled": stop}
+
+    def found(lie: float) -> Tensor:
+        return pgd(Shifted(model, 0.0, lie), x, y, precision="bf16", generator=seeded(2), **options)
+
+    honest = found(0.0)
+    fallen = margin(model(honest), y) < 0
+    assert fallen.any()
+    assert not fallen.all()
+    assert torch.equal(found(lie), honest)
+
+
+def test_a_judge_has_the_last_word(crowd: tuple[nn.Module, Tensor, Tensor]) -> None:
+    """Asked of the best of every five steps by the loss's own score, and of the last iterate; the best is of those."""
+    model, x, y = crowd
+    asked: list[Tensor] = []
+
+    def loss(at: Tensor) -> Tensor:
+        return -margin(model(at), y)
+
+    def judge(at: Tensor) -> Tensor:
+        asked.append(at)
+        return margin(model(at), y)  # the very opposite
+
+    found = ascend(loss, x, Linf(0.05), steps=12, step_size=0.01, judge=judge)
+    assert len(asked) == 4
+    worth = torch.stack([margin(model(at), y) for at in asked])
+    assert torch.equal(margin(model(found), y), worth.amax(0))

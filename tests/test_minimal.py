@@ -11,11 +11,12 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from pellucid.attacks.gradient import fgsm, pgd
-from pellucid.attacks.minimal import _moved_back, cw, fmn, smallest
+from pellucid.attacks.minimal import cw, fmn, smallest
 from pellucid.attacks.saliency import jsma
 from pellucid.balls import L1, L2, Ball, Linf
 from pellucid.errors import PellucidError
 from pellucid.metrics import margin
+from pellucid.search import move_back
 
 DUAL = {Linf: 1, L2: 2, L1: torch.inf}
 LARGEST = {Linf: 0.4, L2: 0.8, L1: 2.0}
@@ -171,7 +172,7 @@ def test_moving_back_ends_at_the_boundary(seed: int) -> None:
         far = (found - x).flatten(1).square().sum(1)
         return ((at - x) * (found - x)).flatten(1).sum(1) / far > 1.2 * level
 
-    back = _moved_back(x, found, fooled)
+    back = move_back(x, found, fooled, halvings=10)
     share = (back - x).flatten(1).norm(dim=1) / (found - x).flatten(1).norm(dim=1)
     possible = fooled(found)
     assert fooled(back)[possible].all()

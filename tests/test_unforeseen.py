@@ -15,15 +15,16 @@ from torch.nn import functional as F
 from pellucid.attacks.unforeseen import elastic, fog, gabor, jpeg, snow
 from pellucid.balls import L1
 from pellucid.data import load
-from pellucid.distortions import climb
 from pellucid.distortions import elastic as flow
 from pellucid.distortions import fog as plasma
 from pellucid.distortions import gabor as noise
 from pellucid.distortions import jpeg as code
 from pellucid.distortions import snow as flakes
 from pellucid.errors import PellucidError
+from pellucid.latent import climb, frank_wolfe, losses, vertex
 from pellucid.metrics import margin
 from pellucid.network import Network
+from pellucid.search import select
 
 Seeded = Callable[[int], torch.Generator]
 ATTACKS = {
@@ -248,12 +249,35 @@ def test_frank_wolfes_vertex_is_the_best_of_its_set(seeded: Seeded) -> None:
     """`<g, s>` is largest at the vertex among points of the L1 ball within half a unit of the start."""
     gradient, start = 2 * picture(3, 1, 1, 30) - 1, torch.full((3, 1, 1, 30), 0.5, dtype=torch.float64)
     for eps in (0.0, 0.3, 1.2, 100.0):
-        s = climb.vertex(gradient, start, eps) - start
+        s = vertex(gradient, start, eps) - start
         assert (s.flatten(1).abs().sum(1) <= eps + 1e-12).all()
         assert s.abs().max() <= 0.5
         for seed in range(20):
             other = L1(eps).sample(torch.zeros_like(start), seeded(seed)).clamp(-0.5, 0.5)
             assert ((gradient * (s - other)).sum((1, 2, 3)) >= -1e-12).all()
+
+
+def test_frank_wolfe_keeps_no_graph(
+    tiny: Network, images: Tensor, labels: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither the best so far nor what it is compared with asks for gradients, however many steps are taken."""
+    asked: list[bool] = []
+
+    def watched(mask: Tensor, yes: Tensor, no: Tensor) -> Tensor:
+        asked.append(yes.requires_grad or no.requires_grad)
+        return select(mask, yes, no)
+
+    monkeypatch.setattr("pellucid.latent.select", watched)
+    start = torch.full((3, 1, 1, 4), 0.5)
+
+    def render(z: Tensor, at: Tensor) -> Tensor:
+        return (images[at] + 0.1 * z.mean((1, 2, 3), keepdim=True)).clamp(0, 1)
+
+    options = {"steps": 3, "coded": False, "random_start": False, "generator": None}
+    losses_of = losses(tiny, images, labels, render, None, None)
+    assert not frank_wolfe(tiny, render, losses_of, start, 1.0, **options).requires_grad
+    assert len(asked) == 4
+    assert not any(asked)
 
 
 @pytest.mark.parametrize("name", ATTACKS)
@@ -325,11 +349,11 @@ def test_snow_as_coded_leaves_its_last_step_free(tiny: Network, images: Tensor, 
         rows.append(z.detach())
         return images[at] + 0.1 * z.mean((1, 2, 3), keepdim=True)
 
-    losses = climb.losses(tiny, images, labels, render, None, None)
+    losses_of = losses(tiny, images, labels, render, None, None)
     start = images.new_zeros(3, 7, 4, 4)
     options = {"steps": 3, "step_size": 0.3, "coded": True, "generator": seeded(0)}
     for free, over in ((False, False), (True, True)):
-        climb.climb(tiny, render, losses, start, flakes.Flurry(), free_last=free, **options)
+        climb(tiny, render, losses_of, start, flakes.Flurry(), free_last=free, **options)
         assert bool((rows[-2].flatten(1).mean(1) <= 0.2 + 1e-6).all())
         assert bool((rows[-1].flatten(1).mean(1) > 0.2 + 1e-3).any()) == over
 

@@ -1,14 +1,21 @@
-"""Nearest points within the box of pixels, [0, 1]: on a hyperplane, in an L1 ball. One row per image, `[n d]`."""
+"""The box of pixels, [0, 1]: nearest points within it, on a hyperplane or in an L1 ball, and where it stops a step."""
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
-Rows = Float[Tensor, "n d"]
+from pellucid.types import Images
+
+Rows = Float[Tensor, "n d"]  # one per image
 PerRow = Float[Tensor, " n"]
 
 NEWTON = 100  # steps at most; a handful is usual
 HALVINGS = 60  # of the threshold's interval: past the last digit of float64
+
+
+def blocked(x: Images, direction: Images) -> Bool[Tensor, "b c h w"]:
+    """Where a pixel stands at the end of the box that the direction points out of, and so cannot follow it."""
+    return ((x <= 0) & (direction < 0)) | ((x >= 1) & (direction > 0))
 
 
 def onto_hyperplane(x: Rows, w: Rows, value: PerRow, *, p: float) -> Rows:
@@ -56,8 +63,12 @@ def _fill(size: Rows, room: Rows, wanted: PerRow) -> Rows:
 def into_l1_ball(x: Rows, target: Rows, eps: Float[Tensor, "#n"]) -> Rows:
     """The point of `{x' in [0, 1] : ‖x' - x‖_1 <= eps}` nearest to `target` in the Euclidean norm.
 
-    `δ = sign(u) · clip(|u| - θ, 0, room)` with `u = target - x` and the smallest θ >= 0 that fits. Projecting first on
-    the ball and then on the box also ends in both, but short of the ball's surface. Source: Croce & Hein 2021, sec. 3.
+    `δ = sign(u) · clip(|u| - θ, 0, room)` with `u = target - x` and the smallest θ >= 0 that fits.
+    Source: Croce & Hein 2021, sec. 3.
+
+    There are two L1 projections because there are two published kinds of search. PGD, Square and FMN project on the
+    ball (`balls.L1.project`) and then clip, as they are published: that ends in both sets too, but short of the ball's
+    surface wherever the box cuts. APGD's L1 steps are published with this one, which ends on the surface.
     """
     u = target - x
     size, room = u.abs(), torch.where(u > 0, 1 - x, x)

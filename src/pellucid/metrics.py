@@ -20,8 +20,8 @@ PerPair = Float[Tensor, " n"]
 
 
 def correct(logits: Logits, y: Labels) -> Mask:
-    """`argmax_j f_j = y`."""
-    return logits.argmax(1) == y
+    """`argmax_j f_j = y`, and no logit is NaN: a model that says nothing does not say y."""
+    return (logits.argmax(1) == y) & ~logits.isnan().any(1)
 
 
 def margin(logits: Logits, y: Labels) -> PerExample:

@@ -7,10 +7,12 @@ import torch
 from torch import Tensor
 
 from pellucid.balls import L1, Ball, Radius, per_image
+from pellucid.boxes import blocked
 from pellucid.errors import PellucidError
 from pellucid.types import Generator, Images, Mask, PerExample, RowNumbers
 
 Loss = Callable[[Images], PerExample | tuple[PerExample, PerExample]]
+Judge = Callable[[Images], PerExample]  # the score that counts, where that of the loss is only an estimate
 LEAVE = 5  # every so many steps the images that have fallen leave: asking at each step costs more than it saves
 
 
@@ -35,6 +37,7 @@ def ascend(
     start: Images | None = None,
     decay: bool = False,
     keep_best: bool = True,
+    judge: Judge | None = None,
     generator: Generator = None,
 ) -> Images:
     """`x' <- clip(Π_ball(x' + step_size · steepest(∇ loss(x'))))`, `steps` times (Madry et al. 2018, sec. 2.1).
@@ -48,11 +51,15 @@ def ascend(
     among several pixels (`L1.sparse`): 1.5 eps of them, with `decay` from 4 eps down to 0.5 eps (measured best on MNIST
     and CIFAR-10: wide steps first, then fewer and fewer pixels are improved).
 
+    A `judge` scores anew what the loss scores only roughly, as one in half precision does: every few steps the best by
+    the loss's own score since it was last asked (of equals the latest), and the last iterate. The best is of those.
+
     The gradient is always taken, whatever the caller's grad mode, and only with respect to the images.
     """
-    start = start if start is not None else _start(x, ball, random_start, generator)
-    walk = _Walk.begin(x, start, ball, steps, step_size, decay)
-    walk.go(loss, steps, remember=keep_best)
+    start = start if start is not None else starting(x, ball, random_start, generator)
+    walk = _Walk.begin(x, start, ball, steps, step_size, decay, judge)
+    for first in range(0, steps, LEAVE):
+        walk.go(loss, min(LEAVE, steps - first), remember=keep_best)
     return walk.end(loss) if keep_best else walk.at
 
 
@@ -66,17 +73,19 @@ def ascend_survivors(
     random_start: bool = False,
     start: Images | None = None,
     decay: bool = False,
+    judge_of: Callable[[RowNumbers], Judge] | None = None,
     generator: Generator = None,
 ) -> Images:
     """As `ascend` with `keep_best`, for searches that only ask *who falls*: an image of positive score is done.
 
     `loss_of(rows)` is the loss of those rows of x. Every few steps the fallen leave the batch, each as the best it
-    was by then: the same images fall as under `ascend`, in less time.
+    was by then: the same images fall as under `ascend`, in less time. Who has fallen the judge says, if there is one.
     """
-    start = start if start is not None else _start(x, ball, random_start, generator)
+    start = start if start is not None else starting(x, ball, random_start, generator)
     walk = _Walk.begin(x, start, ball, steps, step_size, decay)
     found, rows = torch.empty_like(walk.x), torch.arange(len(x), device=x.device)
     for first in range(0, steps, LEAVE):
+        walk.judge = None if judge_of is None else judge_of(rows)
         walk.go(loss_of(rows), min(LEAVE, steps - first), remember=True)
         assert walk.score is not None
         left = walk.score <= 0
@@ -85,11 +94,13 @@ def ascend_survivors(
         walk.narrow(left)
         if not len(rows):
             return found
+    walk.judge = None if judge_of is None else judge_of(rows)
     found[rows] = walk.end(loss_of(rows))
     return found
 
 
-def _start(x: Images, ball: Ball, random_start: bool, generator: Generator) -> Images:
+def starting(x: Images, ball: Ball, random_start: bool, generator: Generator) -> Images:
+    """Where a search begins: at random in the ball, or at the images."""
     return ball.sample(x.detach(), generator) if random_start else x
 
 
@@ -103,36 +114,56 @@ class _Walk:
     shrink: float  # of the first step's size, by how much each step is smaller than the one before
     at: Images
     best: Images
+    judge: Judge | None = None
     score: PerExample | None = None
     taken: int = 0
 
     @classmethod
-    def begin(cls, x: Images, start: Images, ball: Ball, steps: int, step_size: Radius, decay: bool) -> "_Walk":
+    def begin(
+        cls,
+        x: Images,
+        start: Images,
+        ball: Ball,
+        steps: int,
+        step_size: Radius,
+        decay: bool,
+        judge: Judge | None = None,
+    ) -> "_Walk":
         if steps < 0 or float(torch.as_tensor(step_size).min() if len(x) else 1) < 0:
             raise PellucidError(
                 f"steps (={steps}) and step_size (={step_size}) must not be negative: that would be descent"
             )
         start = start.detach().clamp(0, 1)
-        return cls(x.detach(), ball, step_size, 1 / max(1, steps) if decay else 0.0, start, start)
+        return cls(x.detach(), ball, step_size, 1 / max(1, steps) if decay else 0.0, start, start, judge)
 
     def go(self, loss: Loss, steps: int, *, remember: bool) -> None:
+        """Some steps; of the iterates they leave, the best counts, by the judge's score if there is one."""
+        seen, rank = self.at, None
         for _ in range(steps):
             done, self.taken = self.taken * self.shrink, self.taken + 1
-            gradient, score = _gradient(loss, self.at)
+            gradient, score = gradient_and_score(loss, self.at)
             if remember:
-                self.best, self.score = _better(self.at, score, self.best, self.score)
+                seen, rank = _better(self.at, score, seen, rank, latest=self.judge is not None)
             if isinstance(self.ball, L1):  # its few pixels must be able to move, or the search stands still for ever
                 spread = 4 - 3.5 * done if self.shrink else 1.5
-                direction = self.ball.sparse(gradient.masked_fill(_blocked(self.at, gradient), 0), spread=spread)
+                direction = self.ball.sparse(gradient.masked_fill(blocked(self.at, gradient), 0), spread=spread)
             else:
                 direction = self.ball.steepest(gradient)
             step = per_image(self.step_size, self.x) * (1 - done) * direction
             self.at = self.ball.project(self.at + step, self.x).clamp(0, 1)
+        if rank is not None:
+            self.best, self.score = _better(seen, self._judged(seen, rank), self.best, self.score)
 
     def end(self, loss: Loss) -> Images:
         with torch.no_grad():
-            score = _split(loss(self.at))[1]
+            score = _split(loss(self.at))[1] if self.judge is None else self.judge(self.at)
         return _better(self.at, score, self.best, self.score)[0]
+
+    def _judged(self, seen: Images, rank: PerExample) -> PerExample:
+        if self.judge is None:
+            return rank
+        with torch.no_grad():
+            return self.judge(seen)
 
     def narrow(self, left: Mask) -> None:
         """Go on with these images only."""
@@ -145,7 +176,8 @@ def _split(value: PerExample | tuple[PerExample, PerExample]) -> tuple[PerExampl
     return value if isinstance(value, tuple) else (value, value)
 
 
-def _gradient(loss: Loss, at: Images) -> tuple[Images, PerExample]:
+def gradient_and_score(loss: Loss, at: Images) -> tuple[Images, PerExample]:
+    """The loss's gradient at some images, and their score: plain, and the images as they were."""
     with torch.enable_grad():
         at = at.detach().requires_grad_()
         value, score = _split(loss(at))
@@ -153,15 +185,13 @@ def _gradient(loss: Loss, at: Images) -> tuple[Images, PerExample]:
     return gradient.detach(), score.detach()
 
 
-def _blocked(x: Images, gradient: Images) -> Tensor:
-    """Where the box stops a pixel from following its gradient."""
-    return ((x <= 0) & (gradient < 0)) | ((x >= 1) & (gradient > 0))
-
-
-def _better(x: Images, score: PerExample, best: Images, best_score: PerExample | None) -> tuple[Images, PerExample]:
+def _better(
+    x: Images, score: PerExample, best: Images, best_score: PerExample | None, *, latest: bool = False
+) -> tuple[Images, PerExample]:
+    """Per image the one of higher score; of equals the best so far, or the latest."""
     if best_score is None:
         return x, score
-    better = score > best_score
+    better = score >= best_score if latest else score > best_score
     return select(better, x, best), torch.where(better, score, best_score)
 
 
@@ -188,3 +218,17 @@ def bisect(
         low = torch.where(success, low, middle)
         smallest = torch.where(success & found, middle, smallest)
     return images, smallest, found
+
+
+def move_back(x: Images, found: Images, fooled: Callable[[Images], Mask], *, halvings: int) -> Images:
+    """The point of the segment from x to what was found that is nearest to x and fools, assuming one boundary.
+
+    To `1 / 2^halvings` of the way. What does not fool stays as it was found.
+    """
+
+    def attempt(share: PerExample) -> tuple[Images, Mask]:
+        at = torch.where(per_image(share, x) == 1, found, x + per_image(share, x) * (found - x))
+        return at, fooled(at)
+
+    one = torch.ones(len(x), dtype=x.dtype, device=x.device)
+    return bisect(attempt, torch.zeros_like(one), one, steps=halvings)[0]

@@ -11,9 +11,9 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from pellucid.balls import L1, Ball, Linf, per_image
-from pellucid.boxes import into_l1_ball
+from pellucid.boxes import blocked, into_l1_ball
 from pellucid.errors import PellucidError
-from pellucid.metrics import margin
+from pellucid.metrics import log_odds, margin
 from pellucid.network import frozen
 from pellucid.search import LEAVE, select
 from pellucid.types import Generator, Images, Labels, Logits, Mask, PerExample, RowNumbers
@@ -66,7 +66,8 @@ def apgd(
                 if not len(rows):
                     return best
                 aim = y[rows] if goal is None else goal[rows]
-                walk = _begin(x[rows], y[rows], aim, ball.resized(eps[rows]), generator)
+                start = ball.sample(x, generator)[rows]  # for all, so that who has fallen changes no one's start
+                walk = _begin(x[rows], start, y[rows], aim, ball.resized(eps[rows]))
                 tried, value = _climb(partial(_measured, model, loss), walk, ball, steps)
                 better = value > score[rows]
                 best[rows[better]], score[rows[better]] = tried[better], value[better]
@@ -104,6 +105,7 @@ class _Walk:
     score: PerExample
     step: PerExample  # η
     sparsity: PerExample  # L1: pixels moved per step
+    moved: PerExample  # L1: pixels in which the best differed from x at the last checkpoint; before the first, all
     rises: PerExample  # steps since the last checkpoint that raised the loss
     checked_loss: PerExample  # the best at the last checkpoint
     reduced: Mask  # whether that one reduced the step
@@ -114,8 +116,8 @@ class _Walk:
             setattr(self, field.name, getattr(self, field.name)[stay])
 
 
-def _begin(x: Images, y: Labels, aim: Labels, ball: Ball, generator: Generator) -> _Walk:
-    at = _project(ball.sample(x, generator), x, ball)
+def _begin(x: Images, start: Images, y: Labels, aim: Labels, ball: Ball) -> _Walk:
+    at = _project(start, x, ball)
     eps = per_image(ball.eps, x).flatten()
     lowest = torch.full_like(eps, -torch.inf)
     no = torch.zeros_like(eps)
@@ -136,7 +138,8 @@ def _begin(x: Images, y: Labels, aim: Labels, ball: Ball, generator: Generator) 
         strongest=at,
         score=lowest,
         step=eps if l1 else 2 * eps,
-        sparsity=no + SPARSE * x[0].numel(),
+        sparsity=no + SPARSE * x[0:1].numel(),
+        moved=no + x[0:1].numel(),
         rises=no,
         checked_loss=lowest,
         reduced=no > 0,
@@ -183,8 +186,7 @@ def _measured(model: nn.Module, name: Name, walk: _Walk) -> None:
 def _loss(name: Name, logits: Logits, y: Labels, aim: Labels) -> PerExample:
     """What is ascended; its sign is that of success, or of reaching the aim."""
     if name == "ce":
-        others = logits.scatter(1, y[:, None], -torch.inf)
-        return others.logsumexp(1) - logits.gather(1, y[:, None])[:, 0]
+        return -log_odds(logits, y)
     if name == "dlr":
         gap, rank = margin(logits, y), 3
     else:
@@ -241,17 +243,16 @@ def _return(walk: _Walk, back: Mask) -> None:
 
 def _sparsify(walk: _Walk) -> None:
     """L1: step over fewer pixels, from the best point, while it moves ever fewer; once that settles, by less."""
-    moved = (walk.best != walk.x).flatten(1).sum(1).to(walk.eps) / SPARSER
-    fewer = moved < SETTLED * walk.sparsity
+    moved = (walk.best != walk.x).flatten(1).sum(1).to(walk.eps)
+    fewer = moved < SETTLED * walk.moved
     walk.step = torch.where(fewer, walk.eps, torch.maximum(walk.step / SPARSER, walk.eps / 10))
-    walk.sparsity = moved.clamp_min(1)
+    walk.moved, walk.sparsity = moved, (moved / SPARSER).clamp_min(1)
     _return(walk, fewer)
 
 
 def _sparse(walk: _Walk) -> Images:
     """L1: `sign(∇)` on the pixels of largest |∇| that the box lets move, scaled to norm 1."""
-    blocked = ((walk.at <= 0) & (walk.gradient < 0)) | ((walk.at >= 1) & (walk.gradient > 0))
-    size = walk.gradient.masked_fill(blocked, 0).flatten(1)
+    size = walk.gradient.masked_fill(blocked(walk.at, walk.gradient), 0).flatten(1)
     rank = size.abs().argsort(dim=1, descending=True).argsort(dim=1)
     direction = size.sign() * (rank < walk.sparsity.floor().clamp_min(1)[:, None])
     return (direction / direction.abs().sum(1, keepdim=True).clamp_min(1)).view_as(walk.x)

@@ -9,16 +9,21 @@ from torch import nn
 
 from pellucid.attacks.apgd import apgd
 from pellucid.attacks.fab import fab
-from pellucid.attacks.interpretation import aai
+from pellucid.attacks.gradient import pgd
+from pellucid.attacks.interpretation import _push_down
 from pellucid.attacks.square import square
 from pellucid.balls import TOLERANCE, Ball, Linf, per_image
+from pellucid.errors import PellucidError
+from pellucid.interpreters.activations import cam
 from pellucid.metrics import correct, margin
 from pellucid.network import Network, frozen, full_precision
 from pellucid.search import ascend
+from pellucid.surrogates import View
 from pellucid.types import Generator, Images, Labels, Notes, PerExample
 
 QUICK = 20  # steps of the first, cheap searches
-CLEARLY = 1e-6  # a margin of less than this share of the largest logit may be rounding: the image is attacked further
+TOP = 8  # values of the map that the AAI stage pushes down: the attack's own default
+CLEARLY = 1e-6  # a margin of less than this share of its two logits may be rounding: the image is attacked further
 
 Stage = Callable[..., Images]  # (x, y, ball=..., generator=...) -> images
 
@@ -40,18 +45,20 @@ def ensemble(
     """Worst case over attacks of every kind, cheapest first: each sees only the images that still stand.
 
     In order: `transfer` (the images that fool each of the `others`, by 20 steps of PGD on their margins), `pgd` (as
-    much on the model's own), `aai` (which pushes down the class activation map; where the model is a `Network`),
-    `apgd_ce`, `apgd_dlr` (targeted), `fab`, `square_warm` (Square from the strongest image so far) and `square`.
-    `steps`, `restarts` and `targets` are those of APGD and FAB, `queries` those of each Square.
+    much on the model's own), `aai` (which pushes down the class activation map, in steps that suit the ball; where the
+    model is a `Network`), `apgd_ce`, `apgd_dlr` (targeted), `fab`, `square_warm` (Square from the strongest image so
+    far) and `square`. `steps`, `restarts` and `targets` are those of APGD and FAB, `queries` those of each Square.
 
     A break is believed only where the image lies in ball and box and is misclassified in full precision, by more than
-    rounding. An image that the model gets wrong already comes back unchanged; one that no attack fools comes back as
-    the candidate of smallest margin. `notes["broken_by"]` is per image `clean`, the attack's name, or empty where the
-    image stands. Every loss is in logits, so saturated softmax outputs stop none of them.
+    rounding; an image whose logits hold a NaN is not classified as y, so it is broken. An image that the model gets
+    wrong already comes back unchanged; one that no attack fools comes back as the candidate of smallest margin.
+    `notes["broken_by"]` is per image `clean`, the attack's name, or empty where the image stands. Every loss is in
+    logits, so saturated softmax outputs stop none of them. What a stage draws hangs on who has fallen before it.
 
     Source: after AutoAttack (Croce & Hein 2020), without its fixed number of classes: two are enough. Raises
-    `PellucidError` as its attacks do.
+    `PellucidError` as its attacks do, and where the `others` are no networks.
     """
+    _check_others(others)
     x, eps = x.detach(), per_image(ball.eps, x).flatten().expand(len(x))
     stages = _stages(model, others, steps, queries, {"restarts": restarts, "targets": targets})
     with frozen(model), full_precision():
@@ -85,10 +92,10 @@ def _stages(
 
     Square from where gradients led finds what neither finds alone; from its own start, what they lead away from.
     """
-    maps = [("aai", partial(aai, model, reading="as_coded", steps=steps))] if isinstance(model, Network) else []
+    maps = [("aai", partial(_unmapped, model, steps=steps))] if isinstance(model, Network) else []
     return [
-        *(("transfer", partial(_quick, other)) for other in others),
-        ("pgd", partial(_quick, model)),
+        *(("transfer", partial(pgd, other, steps=QUICK, loss="margin")) for other in others),
+        ("pgd", partial(pgd, model, steps=QUICK, loss="margin")),
         *maps,
         ("apgd_ce", partial(apgd, model, steps=steps, **effort)),
         ("apgd_dlr", partial(apgd, model, loss="dlr_targeted", steps=steps, **effort)),
@@ -98,23 +105,36 @@ def _stages(
     ]
 
 
-def _quick(source: nn.Module, x: Images, y: Labels, *, ball: Ball, generator: Generator) -> Images:
-    """A few steps of PGD on the margin."""
+def _check_others(others: object) -> None:
+    """A specification can name no networks."""
+    if not isinstance(others, Sequence) or not all(isinstance(other, nn.Module) for other in others):
+        raise PellucidError(
+            f"ensemble(others={others!r}) must be networks whose images are tried first: leave others out, or call "
+            "ensemble from Python with a tuple of networks"
+        )
 
-    def loss(at: Images) -> PerExample:
-        return -margin(source(at), y)
 
-    with frozen(source):
-        size = 2.5 * ball.eps / QUICK
-        return ascend(loss, x, ball, steps=QUICK, step_size=size, random_start=True, generator=generator)
+def _unmapped(model: Network, x: Images, y: Labels, *, ball: Ball, steps: int, generator: Generator) -> Images:
+    """AAI as coded, but for its step of 0.01, which is too short or too long for any ball but Linf(0.3)."""
+    with frozen(model):
+        loss, size = _push_down(View(model, model, cam), x, y, TOP), 2.5 * ball.eps / max(1, steps)
+        return ascend(
+            loss, x, ball, steps=steps, step_size=size, random_start=True, keep_best=False, generator=generator
+        )
 
 
 def _judged(model: nn.Module, tried: Images, x: Images, y: Labels, ball: Ball) -> PerExample:
-    """How far an image is past the boundary: above 0 it is broken. What is not in ball and box counts for nothing."""
+    """How far an image is past the boundary: above 0 it is broken. What is not in ball and box counts for nothing.
+
+    A class at minus infinity, masked out, takes no part. Where the margin is no number, `correct` decides.
+    """
     with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
         logits = model(tried)
-    past = -margin(logits, y) - CLEARLY * logits.abs().amax(1)
+    gap, own = margin(logits, y), logits.gather(1, y[:, None])[:, 0]
+    rounding = CLEARLY * torch.maximum(own.abs(), (own - gap).abs())
+    past = torch.where(gap.isfinite(), -gap - rounding, -gap)
+    past = torch.where(gap.isnan(), torch.where(correct(logits, y), -torch.inf, torch.inf), past)
     slack = TOLERANCE * (1 if isinstance(ball, Linf) else x[0:1].numel() ** 0.5)
     eps = per_image(ball.eps, x).flatten()
     allowed = (ball.norm(tried - x) <= eps + slack) & ((tried >= 0) & (tried <= 1)).flatten(1).all(1)
-    return torch.where(allowed & logits.isfinite().all(1), past, -torch.inf)
+    return torch.where(allowed, past, -torch.inf)

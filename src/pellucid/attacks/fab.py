@@ -10,7 +10,7 @@ from pellucid.boxes import onto_hyperplane
 from pellucid.errors import PellucidError
 from pellucid.metrics import margin
 from pellucid.network import frozen
-from pellucid.search import LEAVE, select
+from pellucid.search import LEAVE, move_back, select
 from pellucid.types import Generator, Images, Labels, Mask, Notes, PerExample, RowNumbers
 
 OVERSHOOT, BACKWARD, TOWARDS_X = 1.05, 0.9, 0.1  # η, β and α_max of the paper
@@ -60,12 +60,14 @@ def fab(
         for number in range(restarts * goals.shape[1]):
             aim, again = goals[:, number % goals.shape[1]], number >= goals.shape[1]
             rows = ((radius > 0) if smallest else (radius > eps)).nonzero()[:, 0]
-            around = ball.resized(torch.minimum(radius, eps)[rows] / 2)
-            start = around.sample(x[rows], generator).clamp(0, 1) if again else x[rows]
+            around = ball.resized(torch.minimum(radius, eps) / 2)
+            # Drawn for all, so that who is done with changes no one else's start.
+            start = around.sample(x, generator)[rows].clamp(0, 1) if again else x[rows]
             walk = _Walk(rows, x[rows], y[rows], aim[rows], eps[rows], start, best[rows], radius[rows])
             best, radius = _along(model, walk, ball, steps, smallest, best, radius)
         if smallest:
-            best, radius = _bisected(model, x, y, best, radius, ball, search)
+            best = move_back(x, best, lambda at: _fools(model, at, y), halvings=search)
+            radius = torch.where(radius < torch.inf, ball.norm(best - x), radius)
     if notes is not None:
         notes["radius"] = radius
     return select(radius <= eps, best, x)
@@ -119,8 +121,7 @@ def _step(model: nn.Module, walk: _Walk, ball: Ball) -> None:
     alpha = per_image((lengths[0] / (lengths[0] + lengths[1]).clamp_min(tiny)).clamp_max(TOWARDS_X), walk.x)
     moved = (1 - alpha) * (walk.at + OVERSHOOT * near) + alpha * (walk.x + OVERSHOOT * far)
     moved = moved.clamp(0, 1)
-    with torch.no_grad():
-        fools = margin(model(moved), walk.y) < 0
+    fools = _fools(model, moved, walk.y)
     distance = ball.norm(moved - walk.x)
     better = fools & (distance < walk.radius)
     walk.best, walk.radius = select(better, moved, walk.best), torch.where(better, distance, walk.radius)
@@ -132,16 +133,6 @@ def _nearest(start: Images, gradient: Images, value: PerExample, ball: Ball) -> 
     return onto_hyperplane(start.flatten(1), gradient.flatten(1), value, p=p).view_as(start)
 
 
-def _bisected(
-    model: nn.Module, x: Images, y: Labels, best: Images, radius: PerExample, ball: Ball, halvings: int
-) -> tuple[Images, PerExample]:
-    """The last of the segment from x to the best that still fools."""
-    low, high = torch.zeros_like(radius), torch.ones_like(radius)
-    for _ in range(halvings):
-        middle = (low + high) / 2
-        with torch.no_grad():
-            fools = margin(model(x + per_image(middle, x) * (best - x)), y) < 0
-        low, high = torch.where(fools, low, middle), torch.where(fools, middle, high)
-    moved = high < 1
-    best = select(moved, x + per_image(high, x) * (best - x), best)
-    return best, torch.where(moved, ball.norm(best - x), radius)
+def _fools(model: nn.Module, at: Images, y: Labels) -> Mask:
+    with torch.no_grad():
+        return margin(model(at), y) < 0

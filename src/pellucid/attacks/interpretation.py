@@ -36,13 +36,13 @@ def aai(
 ) -> Images:
     """Attack against interpretability: change the map of class y as far as the ball allows, and keep the class.
 
-    As written (Boopathy et al. 2020, eq. 7), maximise `D_1(x, x') - hinge · max(max_{j≠y} f_j(x') - f_y(x'), 0)`
+    As written (eq. 7), maximise `D_1(x, x') - hinge · max(max_{j≠y} f_j(x') - f_y(x'), 0)`
     with `D_1 = ‖L(x, y) - L(x', y)‖_p`; `keep_best` prefers iterates that keep the class, then the largest D_1.
     As coded (the published tables), maximise `-Σ_{i in top k} L(x', y)_i` over the k largest values of the clean
-    map (Ghorbani et al. 2019), with no hinge, step 0.01, and return the last iterate. Both start at random:
+    map, with no hinge, step 0.01, and return the last iterate. Both start at random:
     at x the discrepancy has no gradient. Maps of input gradients (gradient, SmoothGrad, integrated gradients) of ReLU
     networks are followed on a softplus twin and judged on the network itself: `surrogate` is "auto", the twin's beta,
-    or None for no twin (Dombrowski et al. 2019).
+    or None for no twin. Sources: Boopathy et al. 2020, eq. 7; Ghorbani et al. 2019; Dombrowski et al. 2019 (the twin).
     """
     if k < 1:
         raise PellucidError(f"k (={k}) must be at least 1")

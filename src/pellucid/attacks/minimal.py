@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from pellucid import registry
 from pellucid.attacks.gradient import pgd
 from pellucid.balls import L2, Ball, Linf, per_image
+from pellucid.boxes import blocked
 from pellucid.errors import PellucidError
 from pellucid.metrics import log_odds, margin
 from pellucid.network import frozen
-from pellucid.search import bisect, select
+from pellucid.search import move_back, select
 from pellucid.targets import Goal, choose
 from pellucid.types import Attack, Generator, Images, Labels, Mask, Notes, PerExample
 
@@ -58,7 +59,7 @@ def smallest(
             eps = (low + high) / 2 if turn else high
             tried = attack(model, x, y, generator=generator, **{"ball": ball.resized(eps)})
             success = fooled(tried)
-            best, size = _closer(_moved_back(x, tried, fooled), success, best, size, x, ball)
+            best, size = _closer(move_back(x, tried, fooled, halvings=HALVINGS), success, best, size, x, ball)
             low = torch.where(success, low, eps) if turn else low
             high = torch.where(success, torch.minimum(eps, size), high)
         return _noted(notes, best, size)
@@ -109,7 +110,7 @@ def fmn(
             eps = torch.where(value < 0, smaller, base * (1 + gamma * fade)).minimum(limit)
             direction = L2(1.0).steepest(unit.steepest(gradient))
             at = ball.resized(eps).project(at - alpha * fade * direction, x).clamp(0, 1)
-        best, size = _closer(_moved_back(x, best, fooled), size < torch.inf, best, size, x, ball)
+        best, size = _closer(move_back(x, best, fooled, halvings=HALVINGS), size < torch.inf, best, size, x, ball)
         return _noted(notes, best, size)
 
 
@@ -153,7 +154,7 @@ def cw(
             best, size = _closer(tried, success, best, size, x, L2(1.0))
             high, low = torch.where(success, weight, high), torch.where(success, low, weight)
             weight = torch.where(high < torch.inf, (low + high) / 2, 10 * weight)
-        best, size = _closer(_moved_back(x, best, fooled), size < torch.inf, best, size, x, L2(1.0))
+        best, size = _closer(move_back(x, best, fooled, halvings=HALVINGS), size < torch.inf, best, size, x, L2(1.0))
         return _noted(notes, best, size)
 
 
@@ -218,8 +219,7 @@ def _slope(model: nn.Module, at: Images, goal: Labels, *, towards: bool, sharpne
         logits = model(at)
         (gradient,) = torch.autograd.grad(sign * log_odds(sharpness * logits, goal).sum() / sharpness, at)
     at = at.detach()
-    stopped = ((at <= 0) & (gradient > 0)) | ((at >= 1) & (gradient < 0))
-    return sign * margin(logits.detach(), goal), gradient.masked_fill(stopped, 0)
+    return sign * margin(logits.detach(), goal), gradient.masked_fill(blocked(at, -gradient), 0)
 
 
 def _fooled(gap: Gap, goal: Labels, at: Images) -> Mask:
@@ -239,17 +239,6 @@ def _closer(
     norm = ball.norm(tried - x)
     closer = success & (norm < size)
     return select(closer, tried, best), torch.where(closer, norm, size)
-
-
-def _moved_back(x: Images, found: Images, fooled: Callable[[Images], Mask]) -> Images:
-    """The point of the segment from x to what was found that is nearest to x and fools, assuming one boundary."""
-
-    def attempt(share: PerExample) -> tuple[Images, Mask]:
-        at = torch.where(per_image(share, x) == 1, found, x + per_image(share, x) * (found - x))
-        return at, fooled(at)
-
-    one = torch.ones(len(x), dtype=x.dtype, device=x.device)
-    return bisect(attempt, torch.zeros_like(one), one, steps=HALVINGS)[0]
 
 
 def _noted(notes: Notes, best: Images, size: PerExample) -> Images:

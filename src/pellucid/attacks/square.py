@@ -1,6 +1,8 @@
 """The Square Attack: random search that asks the model for scores only."""
 
 import math
+from collections.abc import Callable
+from functools import partial
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -11,7 +13,7 @@ from pellucid.errors import PellucidError
 from pellucid.metrics import margin
 from pellucid.network import frozen
 from pellucid.search import select
-from pellucid.types import Generator, Images, Labels, Notes
+from pellucid.types import Generator, Images, Labels, Notes, RowNumbers
 
 HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # queries of 10,000 after which the area is halved
 SMALLEST_BUMP = 3  # pixels along the side of an L1 or L2 window
@@ -19,6 +21,7 @@ TILES = 5  # along each side of the L1 or L2 start
 
 Window = Float[Tensor, "b c side side"]
 Corners = Int[Tensor, " b"]
+Draw = Callable[..., Tensor]  # of the sizes per image: uniform numbers for the images that are left
 
 
 def square(
@@ -46,10 +49,11 @@ def square(
 
     Source: Andriushchenko et al. 2020, algorithms 1 to 3. Deviations: windows are drawn per image, not per batch, and a
     draw that would change nothing is mirrored instead of asked. L1 works as L2 does, with the L1 norm (our choice).
-    Raises `PellucidError` unless `queries >= 1` and `0 < area <= 1`.
+    Raises `PellucidError` unless `queries >= 1`, `0 < area <= 1`, and `start` has the shape of x.
     """
     if queries < 1 or not 0 < area <= 1:
         raise PellucidError(f"queries (={queries}) must be at least 1 and area (={area}) in (0, 1]: leave area at 0.8")
+    _check_start(start, x)
     x, eps = x.detach(), per_image(ball.eps, x).flatten().expand(len(x))
     found, count = x.clone(), torch.zeros_like(y)
     with frozen(model), torch.no_grad():
@@ -63,7 +67,8 @@ def square(
                 tried = here.project(start.detach()[rows], at).clamp(0, 1)
             else:
                 share = area * 0.5 ** sum(query * 10_000 / queries > limit for limit in HALVINGS)
-                tried = _propose(at, best, here, share, query == 0, generator)
+                draw = partial(_uniform, x, rows, generator)
+                tried = _propose(at, best, here, share, query == 0, draw)
             value = margin(model(tried), y[rows])
             better = value < score
             best, score = select(better, tried, best), torch.where(better, value, score)
@@ -77,17 +82,28 @@ def square(
     return found
 
 
-def _propose(x: Images, best: Images, ball: Ball, share: float, first: bool, generator: Generator) -> Images:
+def _check_start(start: object, x: Images) -> None:
+    """A specification can only give what is not a batch of images."""
+    if start is not None and (not isinstance(start, Tensor) or start.shape != x.shape):
+        given = f"a tensor {tuple(start.shape)}" if isinstance(start, Tensor) else repr(start)
+        raise PellucidError(
+            f"square(start={given}) must be images to begin at, a tensor {tuple(x.shape)} as x is: leave start out, or "
+            "call square from Python with such images"
+        )
+
+
+def _propose(x: Images, best: Images, ball: Ball, share: float, first: bool, draw: Draw) -> Images:
     """One candidate per image."""
     if isinstance(ball, Linf):
-        return _stripes(x, ball, generator) if first else _corner(x, best, ball, share, generator)
-    delta = _tiles(x, generator) if first else _bump(best - x, ball, share, generator)
+        return _stripes(x, ball, draw) if first else _corner(x, best, ball, share, draw)
+    delta = _tiles(x, draw) if first else _bump(best - x, ball, share, draw)
     unit = delta / per_image(ball.norm(delta), x).clamp_min(torch.finfo(x.dtype).tiny)
     return ball.project(x + unit * per_image(ball.eps, x), x).clamp(0, 1)
 
 
-def _uniform(like: Tensor, shape: tuple[int, ...], generator: Generator) -> Tensor:
-    return torch.empty(shape, device=like.device).uniform_(generator=generator)
+def _uniform(x: Images, rows: RowNumbers, generator: Generator, *sizes: int) -> Tensor:
+    """Drawn for the whole batch, so that who has fallen changes no one else's windows: microseconds."""
+    return torch.empty((len(x), *sizes), device=x.device).uniform_(generator=generator)[rows]
 
 
 def _ends(x: Images, ball: Ball, positive: Bool[Tensor, "b c #h #w"]) -> Images:
@@ -95,16 +111,15 @@ def _ends(x: Images, ball: Ball, positive: Bool[Tensor, "b c #h #w"]) -> Images:
     return (x + torch.where(positive, 1, -1) * per_image(ball.eps, x)).clamp(0, 1)
 
 
-def _stripes(x: Images, ball: Ball, generator: Generator) -> Images:
-    b, c, _, w = x.shape
-    return _ends(x, ball, _uniform(x, (b, c, 1, w), generator) < 0.5)
+def _stripes(x: Images, ball: Ball, draw: Draw) -> Images:
+    return _ends(x, ball, draw(x.shape[1], 1, x.shape[3]) < 0.5)
 
 
-def _corner(x: Images, best: Images, ball: Ball, share: float, generator: Generator) -> Images:
+def _corner(x: Images, best: Images, ball: Ball, share: float, draw: Draw) -> Images:
     """A window of `±eps`, never the one that is there."""
-    b, c, h, w = x.shape
+    _, c, h, w = x.shape
     side = min(max(round(math.sqrt(share * h * w)), 1), h, w)
-    draws = _uniform(x, (b, 2 + c), generator)
+    draws = draw(2 + c)
     top, left = (_corners(draws[:, axis], (h, w)[axis] - side) for axis in (0, 1))
     rows, columns = (torch.arange(size, device=x.device) for size in (h, w))
     inside = ((rows >= top[:, None]) & (rows < top[:, None] + side))[:, None, :, None]
@@ -122,22 +137,22 @@ def _corners(u: Float[Tensor, " b"], last: int) -> Corners:
     return (u * (last + 1)).long().clamp_max(last)
 
 
-def _tiles(x: Images, generator: Generator) -> Images:
+def _tiles(x: Images, draw: Draw) -> Images:
     """Bumps of random sign, tile by tile: where the search in an L1 or L2 ball begins."""
-    b, c, h, w = x.shape
+    _, c, h, w = x.shape
     tall, wide = max(1, h // TILES), max(1, w // TILES)
-    signs = _signs(_uniform(x, (b, c, h // tall, w // wide), generator))
+    signs = _signs(draw(c, h // tall, w // wide))
     tiles = torch.kron(signs.to(x), _rings(tall, wide, x))
     bottom, right = h - tiles.shape[2], w - tiles.shape[3]
     return nn.functional.pad(tiles, (right // 2, right - right // 2, bottom // 2, bottom - bottom // 2))
 
 
-def _bump(delta: Images, ball: Ball, share: float, generator: Generator) -> Images:
+def _bump(delta: Images, ball: Ball, share: float, draw: Draw) -> Images:
     """Algorithm 3: window two gives its norm to window one, which gets a bump besides what it held."""
-    b, c, h, w = delta.shape
+    _, c, h, w = delta.shape
     side = max(round(math.sqrt(share * h * w)), SMALLEST_BUMP)
     side = min(side + 1 - side % 2, h, w)
-    draws = _uniform(delta, (b, 5 + c), generator)
+    draws = draw(5 + c)
     one, two = (_window(_corners(draws[:, i], h - side), _corners(draws[:, i + 1], w - side), c, side) for i in (0, 2))
     power = 1 if isinstance(ball, L1) else 2
     unused = (per_image(ball.eps, delta) ** power - per_image(ball.norm(delta), delta) ** power).clamp_min(0)

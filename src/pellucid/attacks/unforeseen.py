@@ -15,8 +15,8 @@ from pellucid.distortions import fog as fog_plasma
 from pellucid.distortions import gabor as gabor_noise
 from pellucid.distortions import jpeg as jpeg_code
 from pellucid.distortions import snow as snow_fall
-from pellucid.distortions.climb import Latents, climb, frank_wolfe, losses
 from pellucid.errors import PellucidError
+from pellucid.latent import Latents, climb, frank_wolfe, losses
 from pellucid.targets import Goal
 from pellucid.types import Generator, Images, Labels, RowNumbers
 

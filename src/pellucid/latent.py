@@ -7,11 +7,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from pellucid.balls import L1, Ball, Linf
-from pellucid.metrics import margin
+from pellucid.metrics import log_odds, margin
 from pellucid.network import frozen
-from pellucid.search import Loss, ascend, ascend_survivors, select
+from pellucid.search import Loss, ascend, ascend_survivors, gradient_and_score, select
 from pellucid.targets import Goal, choose
-from pellucid.types import Generator, Images, Labels, Logits, PerExample, RowNumbers
+from pellucid.types import Generator, Images, Labels, PerExample, RowNumbers
 
 Latents = Float[Tensor, "b lc lh lw"]
 Render = Callable[[Latents, RowNumbers], Images]  # latent variables of some rows -> those rows, distorted
@@ -26,16 +26,11 @@ def losses(model: nn.Module, x: Images, y: Labels, render: Render, target: Goal 
     def loss_of(rows: RowNumbers) -> Loss:
         def loss(z: Latents) -> tuple[PerExample, PerExample]:
             logits = model(render(z, rows))
-            return sign * _log_odds(logits, aim[rows]), -margin(logits.detach(), y[rows])
+            return sign * log_odds(logits, aim[rows]), -margin(logits.detach(), y[rows])
 
         return loss
 
     return loss_of
-
-
-def _log_odds(logits: Logits, y: Labels) -> PerExample:
-    """`f_y - log Σ_{j≠y} exp f_j`, that is `log p_y / (1 - p_y)`: what cross-entropy is a function of."""
-    return logits.gather(1, y[:, None])[:, 0] - logits.scatter(1, y[:, None], -torch.inf).logsumexp(1)
 
 
 def climb(
@@ -95,11 +90,7 @@ def frank_wolfe(
     highest = start.new_full((len(start),), -torch.inf)
     with frozen(model):
         for k in range(1, steps + 1):
-            with torch.enable_grad():
-                at.requires_grad_()
-                value, score = loss(at)
-                (gradient,) = torch.autograd.grad(value.sum(), at)
-            at = at.detach()
+            gradient, score = gradient_and_score(loss, at)
             better = score > highest
             best, highest = select(better, at, best), torch.where(better, score, highest)
             at = at + (vertex(gradient, start, eps) - at) / k
