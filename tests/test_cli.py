@@ -196,5 +196,8 @@ def test_transfer_shows_each_the_examples_of_the_other(
     assert values["a (1)", 0.1, "a (1)"] == values["a (1)", 0.1, "a (2)"]
     assert all(entry["wrong"] in ([], ["a (1)", "a (2)"]) for entry in found["overlaps"])
     assert (tmp_path / "t" / "transfer.html").is_file()
+    wide = output(capsys, *words, "--attack", "pgd(ball=L2(1), steps=2)", "--eps", "1,2", "--json")
+    assert wide["eps"] == [1, 2]  # only an Linf radius ends at 1
+    assert run([*words, "--eps", "1.5"]) == 2
     assert run([*words, "--attack", "jsma", "--eps", "0.1"]) == 2
     assert "takes no ball" in capsys.readouterr().err

@@ -86,7 +86,7 @@ RADIUS = st.one_of(
 PGD = st.fixed_dictionaries(
     {"kind": st.sampled_from([Linf, L2, L1]), "eps": RADIUS},
     optional={
-        "steps": st.integers(-5, 10**9),
+        "steps": st.integers(1, 10**9),
         "step_size": st.one_of(st.none(), REAL, RADIUS),
         "random_start": st.booleans(),
         "targeted": st.booleans(),
@@ -141,6 +141,8 @@ def test_what_a_specification_means() -> None:
         ("pgd(xyzzy=3)", "it has .*steps"),
         ("pgd(steps='many')", "steps='many'.*a whole number"),
         ("pgd(ball=0.3)", r"ball=0\.3.*a ball such as"),
+        ("pgd(steps=0)", "would do nothing"),
+        ("fab(search=-1)", "at least 1"),
         ("pgd(steps=True)", "steps=True.*a whole number"),
         ("pgd(step_size='a')", "step_size='a'.*a number"),
         ("pgd(ball=Linf('a'))", "'a'"),

@@ -31,6 +31,8 @@ def outcome(clean: Rows, rows: Rows, *, sizes: bool = False) -> dict[str, Any]:
         found |= _sizes(clean, rows)
     if "broken_by" in rows:
         found["by_attack"] = tally(rows["broken_by"])
+    if "target" in rows:
+        found["reached_target"] = int((rows["prediction"] == rows["target"]).sum())
     if "gradient_underflow" in rows:
         found["gradient_underflow"] = int(rows["gradient_underflow"].sum())
     if "isa_nds_0" in rows:

@@ -28,6 +28,7 @@ from pellucid.results import model_digest
 DEEPEST = 50
 LONGEST = 2000  # characters of a specification: far above any real one, far below what nests too deep
 
+COUNTS = ("steps", "restarts", "search", "iterations", "queries", "targets", "samples", "k")
 NOT_OPTIONS = ("generator", "step", "notes")  # what the caller hands over at every call
 FAMILIES = ("attacks", "interpreters", "objectives", "architectures")
 
@@ -147,6 +148,10 @@ def _bind(function: Callable[..., Any], call: ast.Call) -> Callable[..., Any]:
 
 def _check_option(name: str, parameter: inspect.Parameter, given: Any) -> None:
     """A wrong kind of value is said here, by name, and not deep inside an attack."""
+    if parameter.name in COUNTS and isinstance(given, int) and given < 1:
+        raise PellucidError(
+            f"{name}({parameter.name}={given}) would do nothing, and its figures would look like robustness: at least 1"
+        )
     choices = typing.get_args(parameter.annotation) if typing.get_origin(parameter.annotation) is Literal else ()
     if choices and given not in choices:
         raise PellucidError(f"{name}({parameter.name}={given!r}): choose one of {', '.join(map(repr, choices))}")

@@ -142,7 +142,9 @@ def _print(summary: dict[str, Any]) -> None:
     on = f"on {summary['n']} images of {escape(summary['data'])}, {summary['seconds']} s"
     out.print(f"[bold]{escape(summary['attack'])}[/] {on}")
     out.print(f"  clean accuracy   {summary['clean_accuracy']:.3f}")
-    out.print(f"  robust accuracy  {summary['robust_accuracy']:.3f}  (95 %: {low:.3f} to {high:.3f}; an upper bound)")
+    spares = summary["attack"].startswith("aai")  # it keeps the class: what is left right says nothing of robustness
+    label, bound = ("class kept right", "") if spares else ("robust accuracy ", "; an upper bound")
+    out.print(f"  {label} {summary['robust_accuracy']:.3f}  (95 %: {low:.3f} to {high:.3f}{bound})")
     for line in [*_map_lines(summary), *_other_lines(summary)]:
         out.print(f"  {line}", soft_wrap=True)
 
@@ -170,15 +172,14 @@ def _other_lines(summary: dict[str, Any]) -> list[str]:
     if "fooled" in summary:
         sizes = [f"{norm} {summary[f'median_{norm}']:.4g}" for norm in ("linf", "l2", "l1", "l0") if summary["fooled"]]
         lines.append(f"median size      {', '.join(sizes) or 'none'}  of {summary['fooled']} fooled")
+    if "reached_target" in summary:
+        lines.append(f"reached target   {summary['reached_target']} of {summary['n']} images")
     if "nds" in summary:
         lines.append(f"NDS, NSL         {summary['nds']:.4f}, {summary['nsl']:.4f}  over {summary['n_isa']} images")
         coded = f"{summary['nds_as_coded']:.4f}, {summary['nsl_as_coded']:.4f}"
-        lines.append(f"                 {coded}  as coded, without {summary['never_gave_way']} that never gave way")
-        words = {
-            True: "holds",
-            False: "does not hold",
-            None: "says nothing here: nobody was fooled, or the maps are not complete",
-        }
+        lines.append(f"                 {coded}  as coded, less {summary['never_gave_way']} whose maps never gave way")
+        silent = "says nothing of maps that are not complete" if summary["n_isa"] else "not tried: nobody was fooled"
+        words = {True: "holds", False: "does not hold", None: silent}
         lines.append(f"Proposition 1    {words[summary['bound_holds']]}")
     if "picture" in summary:
         lines.append(f"picture          {escape(summary['picture'])}")

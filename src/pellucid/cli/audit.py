@@ -70,9 +70,10 @@ def audit(
     only_for_others(model, weights, mean, std)
     found, indices = open_images(data, split, images, seed, size)
     subjects = named([open_subject(m, weights, found, device=device, mean=mean, std=std) for m in model])
+    bound = registry.parse(attack, "attacks") if attack else DEFAULT_ATTACK
     protocol = Protocol(
-        eps=radii(eps) or default_ladder(found.shape[0]),
-        attack=registry.parse(attack, "attacks") if attack else DEFAULT_ATTACK,
+        eps=radii(eps, bound) or default_ladder(found.shape[0]),
+        attack=bound,
         aai=registry.parse(aai, "attacks") if aai else DEFAULT_AAI,
         worst=None if worst == "none" else registry.parse(worst, "attacks") if worst else DEFAULT_WORST,
         seed=seed,

@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -172,11 +172,16 @@ def numbers(text: str) -> tuple[float, ...] | None:
     return tuple(float(v) for v in values)
 
 
-def radii(text: str) -> tuple[float, ...] | None:
-    """`--eps` as ascending radii; None for the empty text."""
+def radii(text: str, attack: Callable[..., Any]) -> tuple[float, ...] | None:
+    """`--eps` as ascending radii for this attack; None for the empty text. Only an Linf radius ends at 1."""
+    from pellucid import registry
+    from pellucid.balls import L1, L2
+
     given = numbers(text)
-    if given is not None and not all(0 < e <= 1 for e in given):
-        raise PellucidError(f"--eps {text}: every radius must lie in (0, 1], in units of images in [0, 1]")
+    largest = float("inf") if isinstance(registry.option(attack, "ball"), L1 | L2) else 1.0
+    if given is not None and not all(0 < e <= largest and e < float("inf") for e in given):
+        rule = "must lie in (0, 1]" if largest == 1 else "must be a number > 0"
+        raise PellucidError(f"--eps {text}: every radius {rule}, in units of images in [0, 1]")
     return tuple(sorted(set(given))) if given else None
 
 

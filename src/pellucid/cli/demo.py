@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 
 from pellucid.cli.audit import audit
 from pellucid.cli.common import err, examples
@@ -28,6 +29,7 @@ def demo(
     """
     for name, (objective, steps) in OBJECTIVES.items():
         folder = out / name
+        err.print(f"training {name}: {steps} steps of {escape(objective)}")
         train(
             out=folder,
             data="digits",
@@ -38,6 +40,7 @@ def demo(
             resume=True,
             quiet=True,
         )
+    err.print("auditing the three, side by side")
     audit(
         model=[str(out / name) for name in OBJECTIVES],
         data="digits",

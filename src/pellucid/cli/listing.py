@@ -49,5 +49,5 @@ def _options(function: object) -> dict[str, str]:
     return {
         p.name: registry.describe(p.default)
         for p in parameters
-        if p.kind is p.KEYWORD_ONLY and p.name not in ("generator", "step")
+        if p.kind is p.KEYWORD_ONLY and p.name not in registry.NOT_OPTIONS
     }

@@ -71,7 +71,8 @@ def transfer(
     from pellucid.weights import write_atomically
 
     only_for_others(model, weights, mean, std)
-    bound, ladder = registry.parse(attack, "attacks"), radii(eps) or ()
+    bound = registry.parse(attack, "attacks")
+    ladder = radii(eps, bound) or ()
     found, indices = open_images(data, split, images, seed, size)
     subjects = named([open_subject(m, weights, found, device=device, mean=mean, std=std) for m in model])
     started, now = time.monotonic(), datetime.now(UTC).isoformat(timespec="seconds")

@@ -30,6 +30,7 @@ def _context(audit: dict[str, Any], arrays: dict[str, np.ndarray], run: dict[str
         "audit": audit,
         "run": run,
         "eps": None if eps is None else words.radius(eps),
+        "worst_from": words.radius(eps) if eps and any(model.get("worst") for model in models) else None,
         "attacked": bool(words.radii(audit)),
         "significant": words.SIGNIFICANT,
         "map": words.map_name(audit["protocol"].get("interpreter")),

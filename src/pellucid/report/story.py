@@ -23,12 +23,13 @@ def lead(audit: Mapping[str, Any], eps: float | None) -> str:
         return "This audit holds no model."
     clean = _range([(model["clean"]["value"], model["name"]) for model in models], words.percent)
     sentences = [f"On untouched images {_who(models)} right {clean} of the time."]
-    robust = [(value, model["name"]) for model in _credible(audit) if (value := _value(model, eps)) is not None]
+    robust = [(value, model["name"]) for model in models if (value := _value(model, eps)) is not None]
     if eps is not None and robust:
         change = words.allowed(audit["protocol"]["ball"], eps)
         several = all(words.at_radius([m["worst"]] if m.get("worst") else [], eps) for m in models)
         who = f"The worst of several attacks, each {change}," if several else f"An attack {change}"
-        sentences.append(f"{who} leaves {_range(robust, words.percent)}.")
+        most = "at most " if any(words.failures(model) for model in models) else ""
+        sentences.append(f"{who} leaves {most}{_range(robust, words.percent)}.")
     taus = [(v, m["name"]) for m in models if (v := words.number((_aai(m, eps) or {}).get("tau"))) is not None]
     if taus:
         sentences.append(
@@ -150,11 +151,6 @@ def _aai(model: Mapping[str, Any], eps: float | None) -> dict[str, Any] | None:
 
 def _value(model: Mapping[str, Any], eps: float | None) -> float | None:
     return words.number((words.at_radius(model.get("robust"), eps) or {}).get("value"))
-
-
-def _credible(audit: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The models whose masking checks do not fail; all of them where every one fails."""
-    return [model for model in audit["models"] if not words.failures(model)] or audit["models"]
 
 
 def _who(models: list[dict[str, Any]]) -> str:

@@ -21,7 +21,11 @@ def markdown(audit: Mapping[str, Any]) -> str:
     data = audit["data"]
     about = f"{_plain(data['name'])} ({_plain(data['split'])}), n = {data['n']}, 95 % intervals. "
     bound = "Robust accuracy is what the attacks leave: an upper bound."
-    return "\n".join([_aligned(rows), "", about + bound, *_tau_notes(audit), ""])
+    worst = sorted({model["worst"]["eps"] for model in models if model.get("worst")})
+    joined = (
+        [f"From eps {words.radius(worst[0])} on the ensemble counts too: a step down there is its."] if worst else []
+    )
+    return "\n".join([_aligned(rows), "", about + bound, *joined, *_tau_notes(audit), ""])
 
 
 def _tau_notes(audit: Mapping[str, Any]) -> list[str]:
