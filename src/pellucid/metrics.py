@@ -144,11 +144,7 @@ def kendall_tau(maps: Float[Tensor, "n d"], other: Float[Tensor, "n d"]) -> Floa
 def _tau_by_signs(maps: Float[Tensor, "n d"], other: Float[Tensor, "n d"], i: Tensor, j: Tensor) -> PerPair:
     one, two = (m.index_select(1, i).sub_(m.index_select(1, j)).sign_() for m in (maps, other))
     # Counts of up to d²/2 <= 2048 signs are exact in fp32.
-    return _dot(one, two) / (_dot(one, one) * _dot(two, two)).sqrt()
-
-
-def _dot(one: Float[Tensor, "n pairs"], two: Float[Tensor, "n pairs"]) -> PerPair:
-    return torch.bmm(one[:, None], two[:, :, None])[:, 0, 0]
+    return (one * two).sum(1) / ((one * one).sum(1) * (two * two).sum(1)).sqrt()
 
 
 def _norm(delta: Float[Tensor, "b m d"], p: int) -> Float[Tensor, "b m"]:
