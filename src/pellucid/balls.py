@@ -18,6 +18,11 @@ TOLERANCE = 1e-6  # x + δ in fp32 may miss eps by 2^-24
 Radius = float | Float[Tensor, " b"]
 
 
+def slack(ball: "Ball", x: Images) -> float:
+    """By how much rounding may take an image out of its ball: a norm of many pixels adds up many, Linf has one."""
+    return TOLERANCE * (1 if isinstance(ball, Linf) else x[0:1].numel() ** 0.5)
+
+
 def per_image(value: Radius, x: Images) -> Float[Tensor, "#b 1 1 1"]:
     """One number, or one per image, in a shape that broadcasts against images."""
     return torch.as_tensor(value, dtype=x.dtype, device=x.device).reshape(-1, 1, 1, 1)

@@ -19,7 +19,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from pellucid import registry
-from pellucid.balls import TOLERANCE, Ball
+from pellucid.balls import Ball, slack
 from pellucid.data import ImageSet
 from pellucid.errors import PellucidError
 from pellucid.mapping import drawing_from
@@ -196,8 +196,6 @@ def check_attacked(attacked: Images, x: Images, attack: Attack) -> None:
         raise PellucidError(f"{name} left the box: its pixels lie in [{attacked.min():.4g}, {attacked.max():.4g}]")
     ball = registry.option(attack, "ball")
     if isinstance(ball, Ball):
-        # The norm of many pixels adds up many roundings; Linf needs only one.
-        slack = TOLERANCE * (1 if registry.describe(ball).startswith("Linf") else x[0].numel() ** 0.5)
         excess = float((ball.norm(attacked - x) - ball.eps).max())
-        if excess > slack:
+        if excess > slack(ball, x):
             raise PellucidError(f"{name} left its ball by {excess:.3g}")

@@ -49,22 +49,23 @@ def view(model: nn.Module, x: Images, y: Tensor, interpreter: Interpreter, surro
     "auto" takes the twin for maps from input gradients if the model holds ReLU modules. Raises where a map's gradient
     is zero everywhere and no twin can be made: an attack would only wander, and its failure would prove nothing.
     """
+    itself = View(model, model, interpreter)
     if surrogate is None:
-        return View(model, model, interpreter)
+        return itself
     if surrogate != "auto":
         return View(model, softplus(model, beta=float(surrogate)), interpreter)
     home = underlying(interpreter)[0].__module__
+    if home == activations.__name__:
+        return itself
     rectified = any(isinstance(module, nn.ReLU) for module in model.modules())
-    if home == activations.__name__ or (home != gradients.__name__ and not _flat(model, x, y, interpreter)):
-        return View(model, model, interpreter)
+    if not (rectified and home == gradients.__name__) and not _flat(model, x, y, interpreter):
+        return itself
     if rectified:
         return View(model, softplus(model, beta=BETA), interpreter)
-    if _flat(model, x, y, interpreter):
-        raise PellucidError(
-            "the gradient of this map is zero everywhere, so an attack on it would find nothing: a network of ReLUs "
-            "needs a smooth twin, which is made from nn.ReLU modules (not F.relu); surrogate=None attacks as it is"
-        )
-    return View(model, model, interpreter)
+    raise PellucidError(
+        "the gradient of this map is zero everywhere, so an attack on it would find nothing: a network of ReLUs "
+        "needs a smooth twin, which is made from nn.ReLU modules (not F.relu); surrogate=None attacks as it is"
+    )
 
 
 def _flat(model: nn.Module, x: Images, y: Tensor, interpreter: Interpreter) -> bool:

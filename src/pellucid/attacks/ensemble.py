@@ -12,7 +12,7 @@ from pellucid.attacks.fab import fab
 from pellucid.attacks.gradient import pgd
 from pellucid.attacks.interpretation import _push_down
 from pellucid.attacks.square import square
-from pellucid.balls import TOLERANCE, Ball, Linf, per_image
+from pellucid.balls import Ball, Linf, per_image, slack
 from pellucid.errors import PellucidError
 from pellucid.interpreters.activations import cam
 from pellucid.metrics import correct, margin
@@ -134,7 +134,6 @@ def _judged(model: nn.Module, tried: Images, x: Images, y: Labels, ball: Ball) -
     rounding = CLEARLY * torch.maximum(own.abs(), (own - gap).abs())
     past = torch.where(gap.isfinite(), -gap - rounding, -gap)
     past = torch.where(gap.isnan(), torch.where(correct(logits, y), -torch.inf, torch.inf), past)
-    slack = TOLERANCE * (1 if isinstance(ball, Linf) else x[0:1].numel() ** 0.5)
     eps = per_image(ball.eps, x).flatten()
-    allowed = (ball.norm(tried - x) <= eps + slack) & ((tried >= 0) & (tried <= 1)).flatten(1).all(1)
+    allowed = (ball.norm(tried - x) <= eps + slack(ball, x)) & ((tried >= 0) & (tried <= 1)).flatten(1).all(1)
     return torch.where(allowed, past, -torch.inf)

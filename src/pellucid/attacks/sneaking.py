@@ -69,13 +69,13 @@ def isa(
         goal = targets.choose(target, model, x, y, generator)
         view = surrogates.view(model, x, y, interpreter, surrogate)
         with frozen(view.twin):
-            kind, default = (_AsCoded, 10) if reading == "as_coded" else (_AsWritten, 40)
+            coded = reading == "as_coded"
+            kind, default = (_AsCoded, 10) if coded else (_AsWritten, 40)
             count = default if steps is None else steps
             chosen = _chosen(model, x, y, goal, classes)
             with torch.no_grad():
                 real = interpreter(model, x, chosen)
                 smooth = real if view.twin is model else interpreter(view.twin, x, chosen)
-            coded = reading == "as_coded"
             unit = _unit(interpreter, real) if coded else 1.0
             square = squared or (coded and p == 2)
             sneak = kind(view, x.detach(), y, goal, chosen, real, smooth, p, square, tau, count, search, unit)
@@ -109,11 +109,11 @@ def _levels(sneak: "_Sneak", ball: Ball | None, multipliers: tuple[float, ...], 
         balls: list[Ball] = [sneak.ball(factor * smallest) for factor in multipliers]
     else:
         (plain, found), balls = sneak.plain(ball), [ball]
-    best, least = plain, torch.where(found, sneak.measure(plain)[1], torch.inf)
+    best, least = plain, torch.where(found, sneak.moved(plain), torch.inf)
     records = [sneak.record(plain)] if sneak.counts_plain else []
     for level in balls:
         images, success = sneak.attack(level)
-        nearer = sneak.measure(images)[1]
+        nearer = sneak.moved(images)
         better = success & (nearer < least)  # the balls are nested: an earlier attack may still be the best
         best, least = select(better, images, best), torch.where(better, nearer, least)
         found = found | success
@@ -176,13 +176,12 @@ class _Sneak:
             return on_margin * ahead.clamp_max(self.tau) - on_map * self.distance(self.smooth, maps), score
 
         images = ascend(loss, self.x, ball, steps=self.steps, step_size=self.step_size(ball), keep_best=self.keep_best)
-        return images, self.measure(images)[0]
-
-    def measure(self, images: Images) -> tuple[Mask, PerExample]:
-        """Which reach the goal, and how far their maps moved."""
         with torch.no_grad():
-            reached = margin(self.view.model(images), self.goal) > 0
-        return reached, discrepancy(self.real, self.maps(images, self.classes), p=self.p, squared=self.squared)
+            return images, margin(self.view.model(images), self.goal) > 0
+
+    def moved(self, images: Images) -> PerExample:
+        """How far the maps moved."""
+        return discrepancy(self.real, self.maps(images, self.classes), p=self.p, squared=self.squared)
 
     def plain(self, ball: Ball) -> tuple[Images, Mask]:
         """The attack on the prediction alone."""
@@ -235,7 +234,7 @@ class _AsWritten(_Sneak):
         def attempt(exponent: PerExample) -> tuple[Images, Mask]:
             nonlocal best, least
             images, reached = self.climb(ball, 10**exponent, torch.ones_like(exponent))
-            apart = torch.where(reached, self.measure(images)[1], torch.inf)
+            apart = torch.where(reached, self.moved(images), torch.inf)
             best, least = select(apart < least, images, best), torch.minimum(apart, least)
             return images, reached
 

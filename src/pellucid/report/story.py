@@ -26,7 +26,7 @@ def lead(audit: Mapping[str, Any], eps: float | None) -> str:
     robust = [(value, model["name"]) for model in models if (value := _value(model, eps)) is not None]
     if eps is not None and robust:
         change = words.allowed(audit["protocol"]["ball"], eps)
-        several = all(words.at_radius([m["worst"]] if m.get("worst") else [], eps) for m in models)
+        several = all(_worst(model, eps) for model in models)
         who = f"The worst of several attacks, each {change}," if several else f"An attack {change}"
         most = "at most " if any(words.failures(model) for model in models) else ""
         sentences.append(f"{who} leaves {most}{_range(robust, words.percent)}.")
@@ -51,9 +51,7 @@ def card(model: Mapping[str, Any], tone: int, *, eps: float | None, chance: floa
         "verdicts": [prediction_verdict(model, robust, chance), explanation_verdict(aai)],
         "metrics": [
             _rate_metric("Right on clean images", model["clean"], tone, chance),
-            _attacked_metric(
-                robust, words.at_radius([model["worst"]] if model.get("worst") else [], eps), tone, chance
-            ),
+            _attacked_metric(robust, _worst(model, eps), tone, chance),
             _tau_metric(aai, tone),
         ],
         "refused": model.get("aai_refused") if not model.get("aai") else None,
@@ -111,6 +109,11 @@ def _rate_metric(label: str, rate: Mapping[str, Any] | None, tone: int, chance: 
             value, value if low is None else low, value if high is None else high, tone=tone, mark=chance
         ),
     }
+
+
+def _worst(model: Mapping[str, Any], eps: float | None) -> dict[str, Any] | None:
+    """What the ensemble broke, where it was run at this radius."""
+    return words.at_radius([model["worst"]] if model.get("worst") else [], eps)
 
 
 def _attacked_metric(
