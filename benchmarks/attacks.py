@@ -17,12 +17,13 @@ import torch
 from peers import AsWritten
 from torch import nn
 
-from pellucid.architectures.resnet import wresnet
+from pellucid.architectures.resnet import resnet18, wresnet
 from pellucid.architectures.small import pool, ross, small
 from pellucid.attacks.gradient import pgd
 from pellucid.balls import Linf
 from pellucid.metrics import kendall_tau
 from pellucid.network import Network
+from pellucid.process import settle
 
 ROUNDS = 7
 Contenders = dict[str, Callable[[], object]]
@@ -115,13 +116,15 @@ def tau_race(d: int, n: int) -> None:
 
 
 def main() -> None:
+    settle()  # for the peers as for us
     torch.set_num_threads(1)
     generator = torch.Generator().manual_seed(0)
     pgd_race("Small", small(generator=generator), n=200, steps=10)
     pgd_race("Pool", pool(generator=generator), n=100, steps=4)
-    pgd_race("Ross CNN", ross(generator=generator), n=100, steps=2)
+    pgd_race("Ross CNN", ross(generator=generator), n=100, steps=5)
     accuracy_race(small(generator=generator), n=200)
     pgd_race("ResNet of 32 layers (WResnet), colour", wresnet(generator=generator), n=16, steps=2)
+    pgd_race("ResNet-18, colour", resnet18(size=32, classes=10, generator=generator), n=8, steps=5)
     tau_race(49, 500)
     tau_race(784, 50)
 

@@ -63,7 +63,10 @@ class _Convolution(torch.autograd.Function):
 
 def _input_gradient(gradient: Tensor, weight: Tensor, ctx: Any) -> Tensor:
     size, kernel, stride, padding = ctx.size, weight.shape[2:], ctx.stride, ctx.padding
-    if weight.shape[1] <= FEW_CHANNELS:  # one matrix product, then overlapping patches are added up
+    few = weight.shape[1] <= FEW_CHANNELS
+    if few and stride == (1, 1) and all(padding[axis] < kernel[axis] for axis in (0, 1)):
+        return _in_blocks(gradient, weight, size, padding)
+    if few:  # one matrix product, then overlapping patches are added up
         patches = weight.flatten(1).t() @ gradient.flatten(2)
         return F.fold(patches, size, kernel, padding=padding, stride=stride)
     extra = [
@@ -79,3 +82,23 @@ def _input_gradient(gradient: Tensor, weight: Tensor, ctx: Any) -> Tensor:
         padding=padding,
         output_padding=extra,
     ).contiguous()
+
+
+def _in_blocks(gradient: Tensor, weight: Tensor, size: tuple[int, int], padding: tuple[int, int]) -> Tensor:
+    """The gradient in an image of one to three channels, blocks of pixels at once.
+
+    It is the convolution of the output's gradient with the flipped kernel, and libraries are slow at so few output
+    channels. So the pixels of a block (4 by 4 of one channel, 2 by 2 of more) become channels: the kernel at each of
+    their offsets, and steps of a block. More products, all lanes at work: measured 2 to 5 times faster.
+    """
+    block = 4 if weight.shape[1] == 1 else 2
+    kernel = weight.shape[2:]
+    around = F.pad(weight.flip(2, 3), [block - 1] * 4)
+    windows = around.unfold(2, kernel[0] + block - 1, 1).unfold(3, kernel[1] + block - 1, 1)  # [o i B B k k]
+    shifted = windows.flip(2, 3).permute(1, 2, 3, 0, 4, 5).flatten(0, 2)
+    before = [kernel[axis] - 1 - padding[axis] for axis in (0, 1)]
+    missing = [-size[axis] % block for axis in (0, 1)]
+    if any(missing):
+        gradient = F.pad(gradient, (0, missing[1], 0, missing[0]))
+    blocks = F.conv2d(gradient, shifted, stride=block, padding=(before[0], before[1]))
+    return F.pixel_shuffle(blocks, block)[:, :, : size[0], : size[1]].contiguous()

@@ -64,7 +64,7 @@ class Network(nn.Module):
         self.head = head
         self.biased = any(name == "bias" for name, _ in head.named_parameters())
         self._held: dict[tuple[int, int] | None, Tail] | None = None
-        self._held_trunk: list[nn.Sequential | None] = []  # empty: not made yet. A list, so that it is no submodule
+        self._held_trunk: list[nn.Module | None] = []  # empty: not made yet. A list, so that it is no submodule
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy made while frozen must not keep the held tails: nobody would drop them."""
@@ -108,7 +108,7 @@ class Network(nn.Module):
         """Whether convolution, average pool and head are one linear map. See `why_not_folded`."""
         return why_not_folded(self) is None
 
-    def _quick(self) -> nn.Sequential | None:
+    def _quick(self) -> nn.Module | None:
         """A quicker trunk while the network is held still; the hooks of a watched trunk must see the real one."""
         if self._held is None or any(m._forward_hooks or m._forward_pre_hooks for m in self.trunk.modules()):
             return None

@@ -1,0 +1,75 @@
+"""A trunk held still is the trunk, to rounding, in value and gradient; and it is made only where that is known."""
+
+import pytest
+import torch
+from torch import nn
+
+from pellucid.architectures.resnet import resnet18, wresnet
+from pellucid.architectures.small import pool, ross
+from pellucid.network import Network, frozen
+from pellucid.quick import quick_trunk
+
+BUILDERS = {
+    "pool": (lambda generator: pool(generator=generator), (1, 28, 28)),
+    "ross": (lambda generator: ross(generator=generator), (1, 28, 28)),
+    "wresnet": (lambda generator: wresnet(generator=generator), (3, 32, 32)),
+    "resnet18 at 32": (lambda generator: resnet18(size=32, classes=10, generator=generator), (3, 32, 32)),
+    "resnet18 at 64": (lambda generator: resnet18(size=64, classes=10, generator=generator), (3, 64, 64)),
+    "resnet18 at 224": (lambda generator: resnet18(generator=generator), (3, 224, 224)),
+}
+
+
+def uneven(network: Network, generator: torch.Generator) -> Network:
+    """Batch norms as training leaves them: no mean is 0, no variance 1."""
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            for values in (module.running_mean, module.running_var, module.weight, module.bias):
+                assert values is not None
+                values.data.uniform_(0.5, 1.5, generator=generator)
+    return network.eval()
+
+
+@pytest.mark.parametrize("name", BUILDERS)
+def test_the_quick_trunk_is_the_trunk(name: str, generator: torch.Generator) -> None:
+    build, shape = BUILDERS[name]
+    network = uneven(build(generator), generator)
+    x = torch.rand(2, *shape, generator=generator).requires_grad_()
+    before = {key: value.clone() for key, value in network.state_dict().items()}
+    plain = network(x)
+    (plain_gradient,) = torch.autograd.grad(plain.square().sum(), x)
+    with frozen(network):
+        held = network(x)
+        (quick,) = network._held_trunk
+        assert quick is not None
+        assert not any(isinstance(module, nn.BatchNorm2d) for module in quick.modules())
+        (gradient,) = torch.autograd.grad(held.square().sum(), x)
+    torch.testing.assert_close(held, plain, rtol=1e-4, atol=1e-5 * float(plain.detach().abs().max()))
+    torch.testing.assert_close(gradient, plain_gradient, rtol=1e-3, atol=1e-4 * float(plain_gradient.abs().max()))
+    after = network.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[key], after[key]) for key in before)
+
+
+class Moody(nn.Module):
+    """A user's own layer, of which a trace might miss something."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * 2
+
+
+def test_only_what_is_known_is_made_quick(generator: torch.Generator) -> None:
+    """A layer that is not torch's, torchvision's or ours, a trunk in training mode, one without weights: None."""
+    network = ross(generator=generator)
+    assert quick_trunk(network.trunk) is None
+    network.eval()
+    assert quick_trunk(network.trunk) is not None
+    assert quick_trunk(nn.Sequential(*network.trunk.children(), Moody()).eval()) is None
+    assert quick_trunk(nn.Sequential(nn.ReLU()).eval()) is None
+
+
+def test_resnet18_has_the_usual_parameters(generator: torch.Generator) -> None:
+    """11,689,512 on ImageNet (He et al. 2016, table 1, counted by torchvision), 11,173,962 on CIFAR-10."""
+    assert sum(p.numel() for p in resnet18(generator=generator).parameters()) == 11_689_512
+    assert sum(p.numel() for p in resnet18(size=32, classes=10, generator=generator).parameters()) == 11_173_962
+    names = set(resnet18(generator=generator).trunk.state_dict())
+    assert {"conv1.weight", "bn1.running_mean", "layer2.0.downsample.0.weight", "layer4.1.bn2.bias"} <= names
