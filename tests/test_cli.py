@@ -1,12 +1,18 @@
 """The command line: every command on the embedded digits, its JSON, its exit codes, no traceback for mistakes."""
 
+import io
 import json
 from pathlib import Path
 
 import pytest
+import torch
+from PIL import Image
+from rich.console import Console
+from torch import nn
 
 from pellucid import registry
 from pellucid.cli import run
+from pellucid.cli.common import counting
 
 TRAIN = ["train", "--data", "digits", "--arch", "small", "--steps", "30", "--batch-size", "32", "--json"]
 
@@ -46,6 +52,64 @@ def test_attack_prints_one_object(trained: Path, tmp_path: Path, capsys: pytest.
     assert (tmp_path / "rows.parquet").is_file()
     torn = output(capsys, *arguments, "--attack", "aai(ball=Linf(0.1), steps=3, reading='as_coded')")
     assert {"kendall_tau", "survivors", "kendall_tau_all", "top_k_intersection"} <= torn.keys()
+
+
+def test_results_are_not_replaced_by_those_of_another_call(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The same call again is; another attack, seed or selection of images names the folder and the remedy."""
+    folder = tmp_path / "out"
+    words = ["attack", "--model", str(trained), "--data", "digits", "--images", "first:8", "--out", str(folder)]
+    output(capsys, *words, "--attack", "fgsm", "--json")
+    before = (folder / "rows.parquet").read_bytes()
+    output(capsys, *words, "--attack", "fgsm", "--json")
+    others = {
+        "attack was fgsm and is tgsm": ["--attack", "tgsm"],
+        "seed was 0 and is 1": ["--attack", "fgsm", "--seed", "1"],
+    }
+    for message, other in others.items():
+        assert run([*words, *other]) == 2
+        shown = capsys.readouterr().err
+        assert message in shown
+        assert f"{folder} holds the results of another call" in shown
+        assert "choose another --out" in shown
+    assert (folder / "rows.parquet").read_bytes() == before
+    assert run([*words, "--attack", "pgd(targeted=True)", "--out", str(tmp_path / "free")]) == 2
+    output(
+        capsys, *words, "--attack", "fgsm", "--out", str(tmp_path / "free"), "--json"
+    )  # a failed call claims nothing
+    (folder / "call.json").write_text("{")
+    assert run([*words, "--attack", "fgsm"]) == 2
+    assert "call.json cannot be read" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["aai", "isa"])
+def test_pictures_of_attacks_on_maps_show_the_maps(
+    name: str, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two rows more than another attack's picture has, whatever the shape of the maps."""
+    words = ["attack", "--model", str(trained), "--data", "digits", "--images", "first:4", "--json"]
+    output(capsys, *words, "--attack", "fgsm", "--picture", str(tmp_path / "plain.png"))
+    with Image.open(tmp_path / "plain.png") as plain:
+        height = plain.height
+    for interpreter in ("cam", "gradient", "smoothgrad(samples=2)", "representation"):
+        spec = f"{name}(steps=2, interpreter={interpreter}{', search=1' if name == 'isa' else ''})"
+        output(capsys, *words, "--attack", spec, "--picture", str(tmp_path / "maps.webp"))
+        with Image.open(tmp_path / "maps.webp") as mapped:
+            assert mapped.height == height + 2 * (112 + 10 + 18)
+
+
+def test_one_chunk_shows_that_it_moves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a terminal the passes of the model are counted; the hook goes, and nobody pays for it elsewhere."""
+    model, notes = nn.Linear(2, 2), []
+    monkeypatch.setattr("pellucid.cli.common.err", Console(file=io.StringIO(), force_terminal=True))
+    with counting(model, lambda _count, note: notes.append(note)):
+        for _ in range(3):
+            model(torch.zeros(1, 2))
+    model(torch.zeros(1, 2))
+    assert notes == ["passes: 1", "passes: 2", "passes: 3"]
+    with counting(model, notes.append, quiet=True):
+        assert not model._forward_hooks
 
 
 def test_evaluate_explain_and_list(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -90,6 +154,12 @@ WRONG = {
     "radius no number": (["audit", "--eps", "a"], "a"),
     "another data set's model": (["attack", "--data", "{rgb}"], "channels|shape"),
     "out is a file": (["audit", "--out", "{file}"], "file"),
+    "rows in a file": (["attack", "--out", "{file}"], "--out .*file is a file: name a folder"),
+    "rows in a folder of photographs": (["attack", "--out", "{rgb}"], r"already holds other files \(test, train\)"),
+    "picture in a folder": (["attack", "--picture", "{rgb}"], "is a folder: name a file, such as"),
+    "picture of no kind": (["attack", "--picture", "{rgb}/a.bmp"], r"must end in \.png, \.jpg, \.jpeg, \.webp"),
+    "no such ball": (["attack", "--attack", "pgd(ball=linf(0.3))"], "did you mean 'Linf'"),
+    "no such interpreter": (["attack", "--attack", "aai(interpreter=gradcm)"], "did you mean 'gradcam'.*pellucid list"),
 }
 
 
@@ -99,8 +169,6 @@ def test_mistakes_exit_2_without_a_traceback(
 ) -> None:
     """The message names what is wrong; exit code 2; nothing half-written."""
     import re
-
-    from PIL import Image
 
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     for split in ("train", "test"):
@@ -198,6 +266,10 @@ def test_transfer_shows_each_the_examples_of_the_other(
     assert (tmp_path / "t" / "transfer.html").is_file()
     wide = output(capsys, *words, "--attack", "pgd(ball=L2(1), steps=2)", "--eps", "1,2", "--json")
     assert wide["eps"] == [1, 2]  # only an Linf radius ends at 1
+    more = [*words, "--model", str(trained), "--eps", "0.1,0.2", "--out", str(tmp_path / "t"), "--json"]
+    assert len(output(capsys, *more)["models"]) == 3  # a model more goes into the same folder
+    assert run([*words, "--eps", "0.1", "--out", str(tmp_path / "t")]) == 2
+    assert "holds the results of another call (eps was" in capsys.readouterr().err
     assert run([*words, "--eps", "1.5"]) == 2
     assert run([*words, "--attack", "jsma", "--eps", "0.1"]) == 2
     assert "takes no ball" in capsys.readouterr().err

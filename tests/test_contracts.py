@@ -1,10 +1,12 @@
 """What every attack and every architecture that is discovered must keep."""
 
+import copy
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
+import jaxtyping
 import pytest
 import torch
 from torch import Tensor, nn
@@ -13,11 +15,15 @@ from pellucid import registry
 from pellucid.attacks.gradient import fgsm, pgd
 from pellucid.attacks.interpretation import aai
 from pellucid.balls import L1, L2, Ball, Linf
+from pellucid.contract import check_contract
+from pellucid.errors import PellucidError
+from pellucid.inputs import given
 from pellucid.interpreters.gradients import gradient
 from pellucid.metrics import margin
 from pellucid.network import Network
 
 ATTACKS = sorted(registry.public("attacks"))
+INTERPRETERS = sorted(registry.public("interpreters"))
 ARCHITECTURES = sorted(registry.public("architectures"))
 BALLS = (Linf(0.1), L2(0.8), L1(5.0))
 Quick = Callable[[str, str], Callable[..., Any]]
@@ -113,6 +119,128 @@ def test_deterministic_attacks_take_each_image_alone(
     for i in range(len(x)):
         alone = attack(network, x[[i]], labels[[i]], generator=seeded(2))
         torch.testing.assert_close(together[[i]], alone, rtol=0, atol=1e-9)
+
+
+class Tuple(nn.Module):
+    """Gives a pair, as detectors and auxiliary heads do."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        logits = self.model(x)
+        return logits, logits
+
+
+def bad_images(x: Tensor) -> dict[str, tuple[object, str]]:
+    """What users hand over in place of images in [0, 1], and what they are told."""
+    hole = x.clone()
+    hole[1, 0, 2, 3] = torch.nan
+    return {
+        "bytes as floats": (255 * x, r"\[0, 1\]: divide by 255"),
+        "normalised": ((x - 0.5) / 0.1, r"leave their normalisation to the model"),
+        "not finite": (hole, "1 of 3 images hold pixels that are not finite"),
+        "bytes": ((255 * x).byte(), r"uint8, and must be floats in \[0, 1\]"),
+        "no batch": (x[0], r"x\[None\] adds the batch"),
+        "no channels": (x[:, 0], r"must have \[batch, c, h, w\]"),
+        "an array": (x.numpy(), "must be a tensor"),
+    }
+
+
+def bad_classes(y: Tensor) -> dict[str, tuple[object, str]]:
+    """What users hand over in place of the class of each image, and what they are told."""
+    return {
+        "floats": (y.float(), "float32, and must be int64"),
+        "short": (y.short(), "int16, and must be int64"),
+        "too few": (y[:2], "for 3 images"),
+        "one too large": (y + 2, "class 5 does not exist: classes are numbered 0 to 4"),
+        "negative": (y - 1, "class -1 does not exist"),
+        "a list": (y.tolist(), "must be a tensor"),
+        "as shape": (torch.stack([y, y])[None], "have shape"),
+    }
+
+
+def bad_models(model: Network) -> dict[str, tuple[Any, str]]:
+    """What users hand over in place of a classifier, and what they are told."""
+    relu = nn.ReLU()  # some maps must have one, to make a smooth twin
+    return {
+        "probabilities": (nn.Sequential(model, nn.Softmax(1), relu), "leave out its final softmax"),
+        "a pair": (Tuple(model), "gives a tuple, and must give logits"),
+        "maps": (nn.Sequential(model, nn.Unflatten(1, (5, 1, 1)), relu), r"\(\d+, 5, 1, 1\), and must give logits"),
+        "float64": (copy.deepcopy(model).double(), "weights are float64 and the images float32"),
+        "what load_model gives": ((model, {}), r"model, _ = load_model"),
+    }
+
+
+@pytest.fixture
+def unchecked() -> Iterator[None]:
+    """As users run it: without the tests' check of every annotation."""
+    before = jaxtyping.config.jaxtyping_disable
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", before)
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("name", ATTACKS)
+def test_every_attack_refuses_what_breaks_the_contract(
+    name: str, tiny: Network, images: Tensor, labels: Tensor, quick: Quick, seeded: Seeded
+) -> None:
+    """Called directly, it names the value, the rule and the remedy, and leaves the model as it was."""
+    attack, state = quick("attacks", name), traces(tiny)
+    if registry.option(attack, "interpreter") is not None:
+        attack = partial(attack, interpreter=gradient)  # takes any model
+    cases = [(tiny, x, labels, match) for x, match in bad_images(images).values()]
+    cases += [(tiny, images, y, match) for y, match in bad_classes(labels).values()]
+    cases += [(model, images, labels, match) for model, match in bad_models(tiny).values()]
+    for model, x, y, match in cases:
+        with pytest.raises(PellucidError, match=match):
+            attack(model, x, y, generator=seeded(0))
+    with torch.inference_mode(), pytest.raises(PellucidError, match=r"use torch\.no_grad"):  # noqa: TID251
+        attack(tiny, images, labels, generator=seeded(0))
+    assert traces(tiny) == state
+    assert attack(tiny, images, labels, generator=seeded(0)).shape == images.shape
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("name", INTERPRETERS)
+def test_every_interpreter_refuses_what_breaks_the_contract(
+    name: str, tiny: Network, images: Tensor, labels: Tensor, quick: Quick
+) -> None:
+    """As attacks do; but the images may lie somewhat beside the box, and CAMs have models of their own to refuse."""
+    interpreter, classes = quick("interpreters", name), labels[:, None]
+    cases = [(tiny, x, classes, match) for x, match in bad_images(images).values()]
+    cases += [(tiny, images, y, match) for y, match in bad_classes(classes).values()]
+    cases.append((tiny, images, labels, r"y\[:, None\]"))
+    cases += [(m, images, classes, f"{match}|not a pellucid.Network") for m, match in bad_models(tiny).values()]
+    for model, x, y, match in cases:
+        with pytest.raises(PellucidError, match=match):
+            interpreter(model, x, y)
+    with torch.inference_mode(), pytest.raises(PellucidError, match=r"use torch\.no_grad"):  # noqa: TID251
+        interpreter(tiny, images, classes)
+    assert torch.isfinite(interpreter(tiny, images + 0.3, classes)).all()
+
+
+def test_the_check_asks_nothing_of_the_model_and_is_made_once(tiny: Network, images: Tensor, labels: Tensor) -> None:
+    """As many passes as without it; attacks inside attacks, and the maps they follow, are not checked again."""
+    passes: list[int] = []
+    handle = tiny.register_forward_hook(lambda _module, inputs, _answer: passes.append(len(inputs[0])))
+    fgsm(tiny, images, labels)
+    assert len(passes) == 1
+    handle.remove()
+    with given(tiny, images, labels):
+        assert pgd(tiny, 2 * images - 0.5, labels, steps=1).shape == images.shape
+    with pytest.raises(PellucidError, match="pixels lie in"):
+        pgd(tiny, 2 * images, labels, steps=1)
+
+
+def test_the_contract_explains_types(tiny: Network, images: Tensor) -> None:
+    """A float64 model is called that, and not one that takes no images of this shape."""
+    with pytest.raises(PellucidError, match=r"float64 and the images float32, and must be alike: model\.to"):
+        check_contract(tiny.double(), images, classes=5)
+    with pytest.raises(PellucidError, match="does not take images of shape"):
+        check_contract(tiny.float(), images[:, :, :0], classes=5)
 
 
 @pytest.mark.parametrize(

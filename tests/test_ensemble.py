@@ -276,8 +276,8 @@ def test_fab_finds_the_distance_to_the_nearest_boundary(ball: Ball, classes: int
     notes: dict[str, Any] = {}
     found = fab(model, x, y, ball=ball, steps=30, search=10, notes=notes, generator=seeded(0))
     assert not correct(model(found), y).any()
-    torch.testing.assert_close(notes["radius"], ball.norm(found - x), rtol=1e-9, atol=1e-12)
-    torch.testing.assert_close(notes["radius"], torch.tensor(expected).double(), rtol=0.005, atol=0)
+    torch.testing.assert_close(notes["eps"], ball.norm(found - x), rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(notes["eps"], torch.tensor(expected).double(), rtol=0.005, atol=0)
 
 
 def test_fab_in_a_hurry_breaks_the_same_images(bent: nn.Module, seeded: Seeded) -> None:

@@ -114,7 +114,7 @@ def test_where_nothing_is_found_the_image_comes_back(attack: Callable[..., Tenso
     model = nn.Sequential(nn.Flatten(), nn.Linear(256, 3))
     with torch.no_grad():
         model.get_parameter("1.weight").zero_()
-        model.get_parameter("1.bias").copy_(torch.tensor([1.0, 0.0, 0.0]))
+        model.get_parameter("1.bias").copy_(torch.tensor([2.0, 0.0, 0.0]))
     notes: dict[str, Any] = {}
     found = attack(model, images, torch.zeros(3, dtype=torch.long), notes=notes)
     assert torch.equal(found, images)

@@ -523,3 +523,20 @@ def test_the_text_table_has_a_cell_for_every_model_and_measurement() -> None:
     assert len({line.count("|") for line in body}) == 1
     assert len({len(line) for line in body}) == 1
     assert words.rate(audit["models"][0]["clean"]) in body[2]
+
+
+@pytest.mark.parametrize(
+    ("names", "found"),
+    [
+        (["a", "b"], ["a", "b"]),
+        (["runs/mnist_normal_epochs_100", "runs/mnist_adversarial_epochs_100"], ["…normal…", "…adversarial…"]),
+        (["one_and_the_same_beginning_7", "one_and_the_same_beginning_8"], ["…7", "…8"]),
+        (["nothing_in_common_with_the_other", "a_wholly_different_name_as_long"], ["nothing_…ther", "a_wholly…long"]),
+        (["x" * 40 + "y" + "x" * 40, "x" * 40 + "z" + "x" * 40], ["xxxxxxx…xxx 1", "xxxxxxx…xxx 2"]),
+        (["abc_" * 10, "abc_" * 12], ["abc_abc…bc_ 1", "abc_abc…bc_ 2"]),
+        ([], []),
+    ],
+)
+def test_long_names_keep_what_tells_them_apart(names: list[str], found: list[str]) -> None:
+    """Within the room there is, no two alike; names that fit stay as they are."""
+    assert words.telling(names, 13) == found

@@ -2,9 +2,9 @@
 
     PELLUCID_REFERENCE_NETS=... PELLUCID_DATA=... pytest -m slow -s tests/test_table5.py
 
-prints ours beside the paper's, with 95 % Wilson intervals. 200 test images, 200 steps, aimed at random wrong classes
-and scored untargeted. The paper's random numbers are not known, nor the exact shapes of its snow: what is asserted is
-that the paper's figure lies outside our interval in the named cells only.
+prints ours beside the paper's, with 95 % Wilson intervals. 200 test images, 200 steps, aimed at the wrong classes that
+the authors drew and scored untargeted. What PyTorch drew for them is not known, and the shapes of our snow are our
+own: what is asserted is that ours and the paper's lie outside each other's interval in the named cell only, and why.
 """
 
 import os
@@ -13,11 +13,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from pellucid.attacks.unforeseen import gabor, jpeg, snow
+from pellucid.balls import L2, per_image
 from pellucid.data import load, subset
 from pellucid.import_weights import import_weights
 from pellucid.metrics import correct
@@ -33,28 +36,15 @@ ATTACKS: dict[str, Callable[..., Any]] = {
     "jpeg linf": partial(jpeg, norm="linf"),
     "jpeg l2": partial(jpeg, norm="l2"),
     "jpeg l1": partial(jpeg, norm="l1"),
-    "jpeg l1, eps 128": partial(jpeg, norm="l1", eps=128.0),
 }
 TABLE_5 = {
-    "normal": (0.125, 0.000, 0.000, 0.030, 0.000, 0.000),
-    "adv": (0.190, 0.115, 0.460, 0.380, 0.230, 0.230),
-    "int": (0.160, 0.105, 0.440, 0.345, 0.260, 0.260),
+    "normal": (0.125, 0.000, 0.000, 0.030, 0.000),
+    "adv": (0.190, 0.115, 0.460, 0.380, 0.230),
+    "int": (0.160, 0.105, 0.440, 0.345, 0.260),
 }
-# Where ours differs by more than chance allows. What was tried and did not explain it is said, too.
-ELSEWHERE = {
-    # Not explained. Half the budget, the last row of each table, comes near: at this seed, and at others up to 0.07
-    # below. Rounding the clean coefficients, or bounding them by 1 in place of 2, does not give both figures.
-    ("jpeg l1", "adv"),
-    ("jpeg l1", "int"),
-    # Six images of 200 withstand theirs and none ours, with cross-entropy for a loss as well: not explained.
-    ("jpeg l2", "normal"),
-    # At eps 400/255 most pixels are white and every network near chance. Not explained: other random numbers, and
-    # stretching the noise over the batch in place of each image, leave ours at 0.14 to 0.18 for the normal network
-    # and at 0.09 to 0.11 for the others.
-    ("gabor", "normal"),
-    ("gabor", "adv"),
-    ("gabor", "int"),
-}
+# Where ours differs by more than chance allows: none withstands ours, for ours divides by no norm that underflowed, as
+# `test_jpeg_l2_survivors_are_not_numbers` does.
+ELSEWHERE = {("jpeg l2", "normal")}
 
 
 @pytest.fixture(scope="module")
@@ -76,10 +66,16 @@ def images(real_data: Path) -> tuple[Images, Labels]:
     return test.batch(subset("boopathy200", len(test)))
 
 
-def survivors(model: nn.Module, x: Images, y: Labels, attack: Callable[..., Images]) -> int:
-    found = attack(model, x, y, reading="as_coded", target="random", generator=torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        return int(correct(model(found), y).sum())
+def attacked(model: nn.Module, x: Images, y: Labels, attack: Callable[..., Images]) -> Images:
+    """As coded, each image aimed at the class that NumPy's generator gave it after it had drawn the 200 images."""
+    drawn = np.random.RandomState(99)
+    drawn.permutation(10000)
+    aims = (y + 1 + torch.from_numpy(drawn.randint(9, size=len(y)))) % 10
+    found, generator = torch.empty_like(x), torch.Generator().manual_seed(0)
+    for aim in range(10):
+        rows = aims == aim
+        found[rows] = attack(model, x[rows], y[rows], reading="as_coded", target=aim, generator=generator)
+    return found
 
 
 @pytest.mark.parametrize("method", TABLE_5)
@@ -93,11 +89,50 @@ def test_table_5(
     model, (x, y) = load_model(path)[0], images
     lines, outside = [f"\n{method:<18}  ours  95 % Wilson     printed"], set()
     for (name, attack), printed in zip(ATTACKS.items(), TABLE_5[method], strict=True):
-        count = survivors(model, x, y, attack)
+        with torch.no_grad():
+            count = int(correct(model(attacked(model, x, y, attack)), y).sum())
         low, high = wilson(count, len(x))
         lines.append(f"{name:<18} {count / len(x):.3f}  [{low:.3f}, {high:.3f}]  {printed:.3f}")
-        if not low <= printed <= high:
+        # One image of 200 and none differ by chance: none lies in no interval around one, but one in that around none.
+        their_low, their_high = wilson(round(printed * len(x)), len(x))
+        if not (low <= printed <= high or their_low <= count / len(x) <= their_high):
             outside.add((name, method))
     with capsys.disabled():
         print("\n".join(lines))  # noqa: T201
     assert outside <= ELSEWHERE
+
+
+class Divided(L2):
+    """L2 whose steepest direction is `g / ‖g‖`, not a number where the norm underflows."""
+
+    def steepest(self, gradient: Images) -> Images:
+        return gradient / per_image(self.norm(gradient), gradient)
+
+
+def test_jpeg_l2_survivors_are_not_numbers(
+    networks: Path, images: tuple[Images, Labels], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The paper's .030 of the normal network: images that a sure target made not-a-number, counted as of class 0.
+
+    Cross-entropy, a mean over batches of 40, divided by its gradient's norm in single precision. NumPy's and PyTorch's
+    argmax of not-a-number is class 0: every image of that class that is lost so counts as withstanding.
+    """
+    path = networks / "cifar_smallgap_normal_200.safetensors"
+    if not path.is_file():
+        pytest.skip(f"needs {path.stem}.pkl in PELLUCID_REFERENCE_NETS")
+    model, (x, y) = load_model(path)[0], images
+
+    def loss(logits: Tensor, aim: Tensor) -> Tensor:
+        return -F.cross_entropy(logits, aim, reduction="none") / 40
+
+    monkeypatch.setattr("pellucid.attacks.unforeseen.L2", Divided)
+    monkeypatch.setattr("pellucid.latent.log_odds", loss)
+    found = attacked(model, x, y, partial(jpeg, norm="l2"))
+    lost = found.flatten(1).isnan().any(1)
+    with torch.no_grad():
+        withstood = model(found).argmax(1) == y
+    low, high = wilson(int(withstood.sum()), len(x))
+    with capsys.disabled():
+        print(f"\nnormal, jpeg l2: {int(lost.sum())} not-a-number, {int(withstood.sum())} of them counted")  # noqa: T201
+    assert low <= TABLE_5["normal"][3] <= high
+    assert torch.equal(withstood, lost & (y == 0))

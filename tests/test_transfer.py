@@ -1,5 +1,7 @@
 """Transfer matrices: each set made once, judged by every model, and the overlap sets."""
 
+import base64
+import hashlib
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -45,6 +47,7 @@ def test_the_diagonal_is_what_evaluate_finds(digits: ImageSet) -> None:
     for s, (name, model) in enumerate(models.items()):
         clean = evaluate(model, digits, indices, Measurement())
         np.testing.assert_array_equal(found.clean[s], clean["correct"])
+        assert [e["median_linf"] for e in found.sizes() if e["source"] == name] == pytest.approx([0.05, 0.1], abs=1e-6)
         for e, eps in enumerate((0.05, 0.1)):
             attack = partial(pgd, ball=Linf(eps), steps=3)
             own = evaluate(model, digits, indices, Measurement(attack), seed=3)
@@ -96,26 +99,63 @@ def test_no_model_and_no_image(digits: ImageSet) -> None:
         transfer({}, digits, torch.arange(3), ATTACK)
     empty = transfer({"a": linear(0)}, digits, torch.arange(0), ATTACK, (0.1,))
     assert empty.correct.shape == (1, 1, 1, 0)
+    assert empty.sizes() == []
+
+
+def page_of(names: tuple[str, ...], eps: tuple[float, ...], attack: str = "fgsm") -> str:
+    """The page of a matrix in which everything is right."""
+    n, levels = len(names), len(eps) or 1
+    right = np.ones((n, 4), bool)
+    shares = right[None, None].repeat(n, 0).repeat(levels, 1)
+    found = Transfer(names, eps, right, shares, np.full((n, levels, 4, 4), 0.25))
+    return transfer_page(
+        {
+            "models": list(names),
+            "eps": list(eps),
+            "n": 4,
+            "data": "digits",
+            "attack": attack,
+            "seed": 0,
+            "clean": {n: {"value": 1.0, "low": 0.5, "high": 1.0, "count": 4, "n": 4} for n in names},
+            "accuracy": found.accuracy(),
+            "sizes": found.sizes(),
+            "overlaps": found.overlaps(),
+        }
+    )
 
 
 def test_the_page_shows_every_model_and_escapes_names() -> None:
     """One figure and one table per source; a hostile name stays text."""
-    right = np.ones((2, 4), bool)
-    names = ("<script>alert(1)</script>", "b")
-    found = Transfer(names, (0.1, 0.2), right, right[None, None].repeat(2, 0).repeat(2, 1))
-    page = transfer_page(
-        {
-            "models": list(names),
-            "eps": [0.1, 0.2],
-            "n": 4,
-            "data": "digits",
-            "attack": "fgsm",
-            "seed": 0,
-            "clean": {n: {"value": 1.0, "low": 0.5, "high": 1.0, "count": 4, "n": 4} for n in names},
-            "accuracy": found.accuracy(),
-            "overlaps": found.overlaps(),
-        }
-    )
+    page = page_of(("<script>alert(1)</script>", "b"), (0.1, 0.2))
     assert "<script>alert" not in page
     assert page.count("Who falls together at ε") == 2
-    assert page.count("<svg") >= 2
+    assert page.count('<svg class="figure"') == 2
+
+
+def test_long_names_are_told_apart_on_the_page() -> None:
+    """By the part in which they differ, in tables and figures; the full name is in the key and in every tooltip."""
+    names = tuple(f"experiments_mnist_smallgap_{kind}_epochs_100_seed_0" for kind in ("adversarial", "normal"))
+    page = page_of(names, (0.1, 0.2))
+    assert page.count("…adversarial…</text>") == 2
+    assert page.count(">…normal…</span>") > 2
+    for name in names:
+        assert f"<dd>{name}</dd>" in page
+        assert f'title="{name}"' in page
+
+
+def test_an_attack_without_eps_shows_itself_and_how_far_it_goes() -> None:
+    """Neither a curve nor figures behind it: one row of that attack, and the median change."""
+    page = page_of(("a", "b"), (), "jsma(gamma=0.1)")
+    assert '<svg class="figure"' not in page
+    assert "behind the curve" not in page
+    assert '<th scope="row">jsma(gamma=0.1)</th>' in page
+    assert page.count("Median change: Linf 0.25, L2 0.25, L1 0.25") == 2
+
+
+def test_both_pages_are_one_shell() -> None:
+    """The policy, the theme's button and its script, which the policy lets run only as it was hashed."""
+    page = page_of(("a", "b"), (0.1,))
+    script = page.split("<script>")[1].split("</script>")[0]
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert f"script-src 'sha256-{digest}'" in page
+    assert "asks nothing of any network" in page

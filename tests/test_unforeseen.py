@@ -21,7 +21,7 @@ from pellucid.distortions import gabor as noise
 from pellucid.distortions import jpeg as code
 from pellucid.distortions import snow as flakes
 from pellucid.errors import PellucidError
-from pellucid.latent import climb, frank_wolfe, losses, vertex
+from pellucid.latent import climb, frank_wolfe, vertex
 from pellucid.metrics import margin
 from pellucid.network import Network
 from pellucid.search import select
@@ -159,6 +159,41 @@ def test_gabor_noise_is_a_convolution(seeded: Seeded) -> None:
     torch.testing.assert_close(maps, noise.stretched(plain), rtol=0, atol=1e-12)
 
 
+def test_gabor_packets_as_coded(seeded: Seeded) -> None:
+    """On the square of side 1 that their 23x23 pixels span; impulses wherever there are none as written."""
+    x = picture(4, 1, 32, 32)
+    coded, written, u = noise.draw(x, seeded(0), coded=True), noise.draw(x, seeded(0)), torch.empty(4, 4).double()
+    assert torch.equal(coded.places, ~written.places)
+    u.uniform_(generator=seeded(0))
+    at = torch.linspace(-0.5, 0.5, 23, dtype=torch.float64)
+    found = torch.fft.irfft2(coded.spectra, s=(56, 56))[:, :23, :23]
+    for i in range(4):
+        sides, angle, waves = 1 + int(10 * u[3, i]), torch.pi * u[2, i], 3 + 2.75 * u[1, i]
+        envelope = (-0.5 * (at[:, None] ** 2 + at**2) / (0.101 + 0.3 * u[0, i]) ** 2).exp()
+        turns = [angle + k * torch.pi / sides for k in range(sides)]
+        across = [at * t.cos() + at[:, None] * t.sin() for t in turns]
+        expected = envelope * torch.stack([(2 * torch.pi * waves * a).cos() for a in across]).mean(0)
+        torch.testing.assert_close(found[i], expected, rtol=0, atol=1e-12)
+
+
+def test_gabor_noise_as_coded_is_black_and_white(seeded: Seeded) -> None:
+    """Whatever its scale; its gradient is that of a map with the mean, the divisor and the bounds held."""
+    x = picture(3, 1, 32, 32)
+    waves = noise.noise(2 * x - 1, noise.draw(x, seeded(0), coded=True))
+    even = noise.stretched(noise.evened(waves))
+    torch.testing.assert_close(noise.stretched(noise.evened(100 * waves)), even)
+    size = (waves - waves.mean((2, 3), keepdim=True)).abs()
+    clear = size > 0.02 * size.amax((2, 3), keepdim=True)
+    assert clear.double().mean() > 0.9
+    assert ((even < 0.05) | (even > 0.95))[clear].all()
+    waves.requires_grad_()
+    noise.stretched(noise.evened(waves), held=True).sum().backward()
+    divisor = noise.FAINT + size / size.amax((2, 3), keepdim=True)
+    held = noise.evened(waves.detach())
+    spread = held.amax((2, 3), keepdim=True) - held.amin((2, 3), keepdim=True)
+    torch.testing.assert_close(waves.grad, 1 / (divisor * spread))
+
+
 def naive_plasma(own: np.ndarray, decay: float) -> np.ndarray:
     size = len(own)
     heights, stride, amplitude = np.zeros_like(own), size, 1.0
@@ -246,15 +281,31 @@ def test_every_distortion_is_differentiable(seeded: Seeded) -> None:
 
 
 def test_frank_wolfes_vertex_is_the_best_of_its_set(seeded: Seeded) -> None:
-    """`<g, s>` is largest at the vertex among points of the L1 ball within half a unit of the start."""
+    """`<g, s>` is largest at the vertex among points of the L1 ball that have the room, where all have the same."""
     gradient, start = 2 * picture(3, 1, 1, 30) - 1, torch.full((3, 1, 1, 30), 0.5, dtype=torch.float64)
     for eps in (0.0, 0.3, 1.2, 100.0):
-        s = vertex(gradient, start, eps) - start
+        s = vertex(gradient, start, eps, start) - start
         assert (s.flatten(1).abs().sum(1) <= eps + 1e-12).all()
         assert s.abs().max() <= 0.5
         for seed in range(20):
             other = L1(eps).sample(torch.zeros_like(start), seeded(seed)).clamp(-0.5, 0.5)
             assert ((gradient * (s - other)).sum((1, 2, 3)) >= -1e-12).all()
+
+
+def test_frank_wolfe_as_coded_spreads_its_budget() -> None:
+    """Up a slope, twice: as written both steps push the same coordinates to the wall; as coded the second the next."""
+    start, y = torch.full((2, 1, 1, 12), 0.5), torch.tensor([1, 1])
+    slope = nn.Linear(12, 2, bias=False)
+    with torch.no_grad():
+        slope.weight.copy_(torch.stack((torch.arange(12, 0, -1) * torch.tensor([1, -1]).repeat(6), torch.zeros(12))))
+    options = {"target": None, "steps": 2, "random_start": False, "generator": None}
+    for coded, amount, count in ((False, 0.5, 4), (True, 0.25, 8)):
+        found = frank_wolfe(
+            nn.Sequential(nn.Flatten(), slope), start, y, lambda z, _: z, start, 2.0, coded=coded, **options
+        )
+        moved = found.flatten(1) - 0.5
+        assert (moved.abs().sum(1) == 2).all()
+        assert torch.equal(moved[:, :count], amount * slope.weight[:1, :count].sign().expand(2, -1).detach())
 
 
 def test_frank_wolfe_keeps_no_graph(
@@ -273,9 +324,8 @@ def test_frank_wolfe_keeps_no_graph(
     def render(z: Tensor, at: Tensor) -> Tensor:
         return (images[at] + 0.1 * z.mean((1, 2, 3), keepdim=True)).clamp(0, 1)
 
-    options = {"steps": 3, "coded": False, "random_start": False, "generator": None}
-    losses_of = losses(tiny, images, labels, render, None, None)
-    assert not frank_wolfe(tiny, render, losses_of, start, 1.0, **options).requires_grad
+    options = {"target": None, "steps": 3, "coded": False, "random_start": False, "generator": None}
+    assert not frank_wolfe(tiny, images, labels, render, start, 1.0, **options).requires_grad
     assert len(asked) == 4
     assert not any(asked)
 
@@ -349,11 +399,10 @@ def test_snow_as_coded_leaves_its_last_step_free(tiny: Network, images: Tensor, 
         rows.append(z.detach())
         return images[at] + 0.1 * z.mean((1, 2, 3), keepdim=True)
 
-    losses_of = losses(tiny, images, labels, render, None, None)
     start = images.new_zeros(3, 7, 4, 4)
-    options = {"steps": 3, "step_size": 0.3, "coded": True, "generator": seeded(0)}
+    options = {"target": None, "steps": 3, "step_size": 0.3, "coded": True, "generator": seeded(0)}
     for free, over in ((False, False), (True, True)):
-        climb(tiny, render, losses_of, start, flakes.Flurry(), free_last=free, **options)
+        climb(tiny, images, labels, render, start, flakes.Flurry(), free_last=free, **options)
         assert bool((rows[-2].flatten(1).mean(1) <= 0.2 + 1e-6).all())
         assert bool((rows[-1].flatten(1).mean(1) > 0.2 + 1e-3).any()) == over
 

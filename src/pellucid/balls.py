@@ -28,6 +28,11 @@ def per_image(value: Radius, x: Images) -> Float[Tensor, "#b 1 1 1"]:
     return torch.as_tensor(value, dtype=x.dtype, device=x.device).reshape(-1, 1, 1, 1)
 
 
+def radii(ball: "Ball", x: Images) -> PerExample:
+    """The ball's radius for each of the images."""
+    return per_image(ball.eps, x).flatten().expand(len(x))
+
+
 @runtime_checkable
 class Ball(Protocol):
     """The set `{x' : ‖x' - x‖ <= eps}` around each image x."""

@@ -23,7 +23,7 @@ from pellucid.data import ImageSet
 from pellucid.evaluation import Measurement, chunk_size, evaluate
 from pellucid.metrics import margin
 from pellucid.network import device_of, frozen
-from pellucid.results import Rows, holm, model_digest, wilson
+from pellucid.results import Rows, holm, wilson
 from pellucid.search import select
 from pellucid.types import Attack, Generator, Images, Labels
 
@@ -90,7 +90,7 @@ def masking_checks(
         title = "a larger radius never helps the defender"
         duels.append(_Duel(title, wide, strong, f"eps {largest:.4g}", f"eps {eps:.4g}", eps, _WHY_RADIUS))
     for name, other in others.items():
-        carried = under(partial(transfer, source=Surrogate(name, other), ball=ball))
+        carried = under(partial(transfer, source=other, ball=ball))
         title = f"transfer from {name} does not beat the direct attack"
         duels.append(_Duel(title, strong, carried, "the attack", "transfer", eps, _WHY_TRANSFER))
     return [
@@ -116,23 +116,12 @@ def random_noise(
     return best
 
 
-@dataclass(frozen=True)
-class Surrogate:
-    """The network that transferred images are made on, with a name that stays the same from run to run."""
-
-    name: str
-    model: nn.Module
-
-    def __repr__(self) -> str:
-        return f"{self.name}@{model_digest(self.model)[:12]}"  # names the rows made with it: other weights, other rows
-
-
 def transfer(
-    model: nn.Module, x: Images, y: Labels, *, source: Surrogate, ball: Ball = Linf(0.3), generator: Generator = None
+    model: nn.Module, x: Images, y: Labels, *, source: nn.Module, ball: Ball = Linf(0.3), generator: Generator = None
 ) -> Images:
     """PGD images of another network."""
     del model
-    return pgd(source.model, x, y, ball=ball, steps=40, generator=generator)
+    return pgd(source, x, y, ball=ball, steps=40, generator=generator)
 
 
 _WHY_STEPS = "A longer search can only find more; where it finds less, the search is stuck or the gradient is noise."

@@ -4,6 +4,7 @@ import torch
 from torch import nn
 
 from pellucid.errors import PellucidError
+from pellucid.inputs import are_probabilities, explain_types
 from pellucid.network import frozen
 from pellucid.types import Images
 
@@ -19,6 +20,7 @@ def check_contract(model: nn.Module, x: Images, *, classes: int) -> None:
         try:
             logits = model(at)
         except (RuntimeError, TypeError, ValueError, IndexError, AttributeError) as error:
+            explain_types(model, x, error)
             raise PellucidError(f"the model does not take images of shape {tuple(x.shape[1:])}: {error}") from None
         _check_logits(logits, len(x), classes)
         if not logits.requires_grad:
@@ -43,8 +45,7 @@ def _check_logits(logits: object, n: int, classes: int) -> None:
     values = logits.detach()
     if not bool(values.isfinite().all()):
         raise PellucidError("the model's logits are not finite: are its weights?")
-    sums = values.sum(1)
-    if classes > 1 and bool((values >= 0).all()) and bool((sums - 1).abs().max() < 1e-4):
+    if bool(are_probabilities(values)):
         raise PellucidError("the model gives probabilities, not logits: leave out its final softmax")
 
 

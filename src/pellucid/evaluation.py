@@ -27,7 +27,7 @@ from pellucid.metrics import correct, discrepancy, input_gradient_norm, kendall_
 from pellucid.network import device_of, frozen, full_precision
 from pellucid.results import Rows, concatenate, fingerprint, model_digest, read_rows, write_rows
 from pellucid.seeds import derive_seed
-from pellucid.types import Attack, Images, Interpreter, Labels
+from pellucid.types import Attack, Generator, Images, Interpreter, Labels, Notes
 
 CHUNK = 100  # images per chunk at most: the seeds hang on it, so it follows from the images' size alone
 CHUNK_VALUES = 1_300_000  # pixel values per chunk at most: what bounds the memory of large images
@@ -131,8 +131,7 @@ def _measure(
 ) -> tuple[Images, Rows]:
     attacked, notes = x, {}
     if measurement.attack is not None:
-        attacked = _noting(measurement.attack, notes)(model, x, y, generator=generator)
-        check_attacked(attacked, x, measurement.attack)
+        attacked = attack_images(measurement.attack, model, x, y, generator=generator, notes=notes)
     with torch.no_grad():
         logits = model(attacked).float()
         delta = attacked - x
@@ -153,6 +152,15 @@ def _measure(
     if measurement.gradient_norm:
         rows["gradient_norm"] = input_gradient_norm(model, attacked, y)
     return attacked, {name: v.cpu().numpy() if isinstance(v, Tensor) else v for name, v in (notes | rows).items()}
+
+
+def attack_images(
+    attack: Attack, model: nn.Module, x: Images, y: Labels, *, generator: Generator, notes: Notes = None
+) -> Images:
+    """What an attack returns, checked against box and ball. Judged here, not by the attack."""
+    found = (attack if notes is None else _noting(attack, notes))(model, x, y, generator=generator)
+    _check_attacked(found, x, attack)
+    return found
 
 
 def _noting(attack: Attack, notes: dict[str, Tensor | np.ndarray]) -> Attack:
@@ -187,8 +195,7 @@ def _compare_maps(
     }
 
 
-def check_attacked(attacked: Images, x: Images, attack: Attack) -> None:
-    """What an attack returns must be images, in the box, in the ball. Judged here, not by the attack."""
+def _check_attacked(attacked: Images, x: Images, attack: Attack) -> None:
     name = registry.describe(attack)
     if attacked.shape != x.shape or attacked.dtype != x.dtype:
         raise PellucidError(f"{name} returned {attacked.dtype} {tuple(attacked.shape)} for {x.dtype} {tuple(x.shape)}")

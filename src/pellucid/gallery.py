@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from pellucid import registry
 from pellucid.data import ImageSet
-from pellucid.evaluation import check_attacked
+from pellucid.evaluation import attack_images
 from pellucid.interpreters.activations import cam
 from pellucid.interpreters.gradients import gradient
 from pellucid.mapping import drawing_from
@@ -17,7 +17,7 @@ from pellucid.metrics import kendall_tau
 from pellucid.network import device_of, frozen
 from pellucid.protocol import Protocol, Subject, at_radius
 from pellucid.results import Rows
-from pellucid.types import Attack, Images, Interpreter, Labels, Maps
+from pellucid.types import Images, Interpreter, Labels, Maps
 
 
 def choose(rows: Mapping[str, Mapping[tuple[str, float], Rows]], count: int) -> list[int]:
@@ -68,7 +68,7 @@ def _of_model(
 
     with frozen(model), torch.no_grad():
         generator = torch.Generator(device).manual_seed(protocol.seed)
-        attacked = _attacked(at_radius(protocol.attack, eps), model, x, y, generator)
+        attacked = attack_images(at_radius(protocol.attack, eps), model, x, y, generator=generator)
         shown = {"attacked": attacked, "gradient": gradient(model, x, y[:, None])[:, 0].sum(1)}
         found = [
             {"clean": clean, "attacked": fooled, "interpretation_attacked": None}
@@ -76,7 +76,7 @@ def _of_model(
         ]
         if subject.has_cam:
             interpreter = registry.option(protocol.aai, "interpreter") or cam
-            torn = _attacked(at_radius(protocol.aai, eps), model, x, y, generator)
+            torn = attack_images(at_radius(protocol.aai, eps), model, x, y, generator=generator)
             shows = (("clean", x), ("attacked", attacked), ("aai", torn))
             maps = {n: _maps(interpreter, model, at, y, protocol.seed) for n, at in shows}
             taus = kendall_tau(maps["clean"].flatten(1), maps["aai"].flatten(1))
@@ -86,13 +86,6 @@ def _of_model(
             flat = {f"map_{n}": m[:, 0].flatten(1, -3).sum(1) if m.dim() > 4 else m[:, 0] for n, m in maps.items()}
             shown |= {"aai": torn} | flat
     return found, {name: tensor.cpu().numpy() for name, tensor in shown.items()}
-
-
-def _attacked(attack: Attack, model: nn.Module, x: Images, y: Labels, generator: torch.Generator) -> Images:
-    """What an attack returns, checked against box and ball: a picture is as much a claim as a figure."""
-    attacked = attack(model, x, y, generator=generator)
-    check_attacked(attacked, x, attack)
-    return attacked
 
 
 def _maps(interpreter: Interpreter, model: nn.Module, x: Images, y: Labels, seed: int) -> Maps:

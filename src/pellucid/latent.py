@@ -18,7 +18,9 @@ Render = Callable[[Latents, RowNumbers], Images]  # latent variables of some row
 LossOf = Callable[[RowNumbers], Loss]
 
 
-def losses(model: nn.Module, x: Images, y: Labels, render: Render, target: Goal | None, generator: Generator) -> LossOf:
+def _losses(
+    model: nn.Module, x: Images, y: Labels, render: Render, target: Goal | None, generator: Generator
+) -> LossOf:
     """Of some rows, the loss of latent variables and the score: positive where any wrong class wins."""
     aim = y if target is None else choose(target, model, x, y, generator)
     sign = -1 if target is None else 1
@@ -35,11 +37,13 @@ def losses(model: nn.Module, x: Images, y: Labels, render: Render, target: Goal 
 
 def climb(
     model: nn.Module,
+    x: Images,
+    y: Labels,
     render: Render,
-    losses_of: LossOf,
     start: Latents,
     ball: Ball,
     *,
+    target: Goal | None,
     steps: int,
     step_size: float,
     coded: bool,
@@ -48,8 +52,9 @@ def climb(
     generator: Generator = None,
 ) -> Images:
     """The images of the latent variables that `search` finds: all of them for all steps if as coded, else survivors."""
+    losses_of = _losses(model, x, y, render, target, generator)
     rows = torch.arange(len(start), device=start.device)
-    with frozen(model):
+    with frozen(model, x, y):
         if not coded:
             found = ascend_survivors(
                 losses_of, start, ball, steps=steps, step_size=step_size, random_start=random_start, generator=generator
@@ -73,36 +78,44 @@ def climb(
 
 def frank_wolfe(
     model: nn.Module,
+    x: Images,
+    y: Labels,
     render: Render,
-    losses_of: LossOf,
     start: Latents,
     eps: float,
     *,
+    target: Goal | None,
     steps: int,
     coded: bool,
     random_start: bool,
     generator: Generator,
 ) -> Images:
-    """`z <- z + (s - z) / k` with `s = argmax <∇, s>` over the L1 ball cut by the box; the best, or the last."""
+    """`z <- z + (s - z) / k` with `s = argmax <∇, s>` over the L1 ball cut by the box; the best iterate.
+
+    Coded: the last; and s lies as far from the start as z, not the start, from its wall: a coordinate at the wall is
+    sent back to the start, and the L1 norm is spread over more of them.
+    """
     rows = torch.arange(len(start), device=start.device)
-    loss = losses_of(rows)
+    loss = _losses(model, x, y, render, target, generator)(rows)
     at = best = (L1(eps).sample(start, generator) if random_start else start).clamp(0, 1)
     highest = start.new_full((len(start),), -torch.inf)
-    with frozen(model):
+    with frozen(model, x, y):
         for k in range(1, steps + 1):
             gradient, score = gradient_and_score(loss, at)
             better = score > highest
             best, highest = select(better, at, best), torch.where(better, score, highest)
-            at = at + (vertex(gradient, start, eps) - at) / k
+            room = torch.where(gradient > 0, 1 - at, at) if coded else torch.full_like(at, 0.5)
+            at = at + (vertex(gradient, start, eps, room) - at) / k
         with torch.no_grad():
             better = loss(at)[1] > highest
             return render(at if coded else select(better, at, best), rows)
 
 
-def vertex(gradient: Latents, start: Latents, eps: float) -> Latents:
-    """`start` plus a half, the most the box allows, on the coordinates of largest |gradient|, until eps is spent."""
+def vertex(gradient: Latents, start: Latents, eps: float, room: Latents) -> Latents:
+    """`start` plus `room`, along the gradient's sign, on the coordinates of its largest sizes, until eps is spent."""
     flat = gradient.flatten(1)
     order = flat.abs().argsort(1, descending=True)
-    spent = torch.arange(flat.shape[1], dtype=flat.dtype, device=flat.device) / 2
-    amounts = (eps - spent).clamp(0, 0.5).expand_as(flat)
+    rooms = room.flatten(1).gather(1, order)
+    left = eps - (rooms.cumsum(1) - rooms)
+    amounts = torch.where(left > 0, torch.minimum(rooms, left), 0)
     return start + (torch.zeros_like(flat).scatter(1, order, amounts) * flat.sign()).view_as(start)

@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pellucid.errors import PellucidError
+from pellucid.inputs import given
 from pellucid.layers import Conv2d, convolve
 from pellucid.quick import quick_trunk
-from pellucid.types import Images, Logits
+from pellucid.types import Images, Labels, Logits
 
 ClassMaps = Float[Tensor, "b classes hm wm"]
 Features = Float[Tensor, "b k hm wm"]
@@ -219,12 +220,18 @@ def device_of(model: nn.Module) -> torch.device:
 
 
 @contextmanager
-def frozen(model: Model) -> Iterator[Model]:
+def frozen(model: Model, x: Images | None = None, y: Labels | None = None) -> Iterator[Model]:
     """Hold a model still: eval mode, no parameter gradients, folded tails computed once.
 
     The only place that changes mode or `requires_grad`. Every submodule's own flag is restored exactly,
-    on errors too, so that a BatchNorm frozen inside a training network stays frozen.
+    on errors too, so that a BatchNorm frozen inside a training network stays frozen. An attack hands over its images
+    and labels, and `PellucidError` says what is wrong with them, or with the model's first answer (`inputs.given`).
     """
+    if x is not None or y is not None:
+        classes = model.head.out_features if isinstance(model, Network) else None
+        with given(model, x, y, count=classes), frozen(model):
+            yield model
+        return
     modes = [(module, module.training) for module in model.modules()]
     flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     holders = [(m, m._held, m._held_trunk) for m in model.modules() if isinstance(m, Network)]

@@ -15,7 +15,8 @@ def outcome(clean: Rows, rows: Rows, *, sizes: bool = False) -> dict[str, Any]:
 
     A point that is wrong without the attack is lost. With maps: Kendall's tau and the top-k intersection over the
     images that keep their class (as published) and tau over all. Attacks that seek the smallest perturbation bring the
-    median sizes of those that fooled; so does `sizes`, for attacks that no ball bounds. `by_attack` counts which member
+    median sizes of those that fooled, and the median of what they note as `eps`, the size found in their own norm; so
+    does `sizes`, but for the latter, for attacks that no ball bounds. `by_attack` counts which member
     of an ensemble broke how many images; ISA adds NDS, NSL and whether Proposition 1 held.
     """
     robust = rate(clean["correct"] & rows["correct"])
@@ -29,6 +30,8 @@ def outcome(clean: Rows, rows: Rows, *, sizes: bool = False) -> dict[str, Any]:
         found |= _maps(rows)
     if sizes or "found" in rows:
         found |= _sizes(clean, rows)
+    if "found" in rows and "eps" in rows:
+        found |= _smallest(clean, rows)
     if "broken_by" in rows:
         found["by_attack"] = tally(rows["broken_by"])
     if "target" in rows:
@@ -65,3 +68,9 @@ def _sizes(clean: Rows, rows: Rows) -> dict[str, Any]:
     fooled = clean["correct"] & ~rows["correct"]
     medians = {f"median_{norm}": float(np.median(rows[norm][fooled])) if fooled.any() else None for norm in NORMS}
     return {"fooled": int(fooled.sum())} | medians
+
+
+def _smallest(clean: Rows, rows: Rows) -> dict[str, Any]:
+    """Of the images right without the attack: for how many one was found, in the ball or not, and the median size."""
+    found = clean["correct"] & rows["found"]
+    return {"found": int(found.sum()), "median_eps": float(np.median(rows["eps"][found])) if found.any() else None}

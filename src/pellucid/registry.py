@@ -19,6 +19,7 @@ from functools import cache, partial
 from types import FunctionType, MappingProxyType, ModuleType
 from typing import Any, Literal
 
+from jaxtyping import AbstractArray
 from torch import Tensor, nn
 
 from pellucid import balls, schedules
@@ -113,9 +114,12 @@ def _depth(tree: ast.AST) -> int:
 def _lookup(name: str, known: MappingProxyType[str, Callable[..., Any]], kind: str) -> Callable[..., Any]:
     if name in known:
         return known[name]
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    hint = f"did you mean {close[0]!r}? " if close else ""
-    raise PellucidError(f"no {kind} is called {name!r}: {hint}there are {', '.join(known)}")
+    spelt = {other.lower(): other for other in known}
+    close = [repr(spelt[other]) for other in difflib.get_close_matches(name.lower(), spelt, n=3, cutoff=0.5)]
+    hint = f"did you mean {' or '.join(filter(None, (', '.join(close[:-1]), *close[-1:])))}? " if close else ""
+    family = f" {kind}s" if f"{kind}s" in FAMILIES else ""
+    values = "" if family else f"; balls and schedules are {', '.join(_values())}"
+    raise PellucidError(f"no {kind} is called {name!r}: {hint}`pellucid list{family}` shows all{values}")
 
 
 def _bind(function: Callable[..., Any], call: ast.Call) -> Callable[..., Any]:
@@ -186,9 +190,9 @@ def _kinds(annotation: Any) -> tuple[Any, ...]:
             kinds.append(kind)
         elif kind is Callable or getattr(kind, "_is_protocol", False):
             kinds.append(Callable)
-        else:
+        elif not (isinstance(kind, type) and issubclass(kind, AbstractArray)):  # an array nobody can write out
             return ()
-    return tuple(kinds)
+    return tuple(kinds) if set(kinds) - {type(None)} else ()
 
 
 def _value(node: ast.expr) -> Any:

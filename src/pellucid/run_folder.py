@@ -1,4 +1,4 @@
-"""A training run's folder: whose it is, who writes in it now, and what a killed process left there."""
+"""A run's folder: whose it is, who writes in it now, and what a killed process left there."""
 
 import fcntl
 import json
@@ -15,6 +15,8 @@ from pellucid.recipe import differences
 from pellucid.weights import write_atomically
 
 RECIPE, RUN, CHECKPOINT, LOCK = "recipe.json", "run.json", "checkpoint.safetensors", ".lock"
+CALL = "call.json"
+LEFT = ("cells", "picture.png")  # what an interrupted attack leaves: nobody's results
 
 
 @contextmanager
@@ -57,6 +59,37 @@ def claim(out: Path, run: Mapping[str, Any]) -> None:
     facts = {"data_digest": run["data_digest"], "device": run["device"], "threads": torch.get_num_threads()}
     write_atomically(out / RUN, json.dumps(facts, indent=1).encode())
     write_atomically(out / RECIPE, json.dumps(run["recipe"], indent=1).encode())  # last: it is what claims
+
+
+def check_call(out: Path, call: Mapping[str, Any], *, grows: str = "") -> None:
+    """Raise `PellucidError` unless `out` is free, or holds the results of this very call, which are then replaced.
+
+    `grows` names a list that may be longer than it was: what was there is then made anew, with the rest.
+    """
+    if out.exists() and not out.is_dir():
+        raise PellucidError(f"--out {out} is a file: name a folder")
+    held = (
+        sorted(p.name for p in out.iterdir() if p.name not in LEFT and not p.name.startswith("."))
+        if out.exists()
+        else []
+    )
+    if not held:
+        return
+    remedy = "choose another --out, or remove that folder"
+    if not (out / CALL).exists():
+        raise PellucidError(f"{out} already holds other files ({', '.join(held[:3])}): {remedy}")
+    before, now = _read(out / CALL), json.loads(json.dumps(call))
+    changed = [name for name in {**before, **now} if before.get(name) != now.get(name)]
+    if grows in changed and all(entry in now[grows] for entry in before.get(grows) or []):
+        changed.remove(grows)
+    if changed:
+        differ = "; ".join(f"{name} was {before.get(name)} and is {now.get(name)}" for name in changed)
+        raise PellucidError(f"{out} holds the results of another call ({differ}): {remedy}")
+
+
+def claim_call(out: Path, call: Mapping[str, Any]) -> None:
+    """Make `out` the call's own. To be done when the results are there: a call that fails claims nothing."""
+    write_atomically(out / CALL, json.dumps(call, indent=1).encode())
 
 
 def other_threads(out: Path) -> str | None:

@@ -1,7 +1,8 @@
 """The two searches behind every attack: projected steepest ascent and per-example bisection."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -97,6 +98,15 @@ def ascend_survivors(
     walk.judge = None if judge_of is None else judge_of(rows)
     found[rows] = walk.end(loss_of(rows))
     return found
+
+
+class Batched:
+    """A search of many images at once, to be derived from by a dataclass whose fields have one row per image."""
+
+    def keep(self, stay: Mask) -> None:
+        """Go on with these images only."""
+        for field in fields(cast(Any, self)):
+            setattr(self, field.name, getattr(self, field.name)[stay])
 
 
 def starting(x: Images, ball: Ball, random_start: bool, generator: Generator) -> Images:

@@ -3,14 +3,29 @@
 from typing import Literal
 
 import torch
+from jaxtyping import Int
 from torch import Tensor, nn
 
 from pellucid.errors import PellucidError
 from pellucid.network import frozen
-from pellucid.types import Generator, Images, Labels
+from pellucid.types import Generator, Images, Labels, Logits
 
 Goal = Literal["next", "random", "runner_up", "least_likely"] | int
 RULES = ("next", "random", "runner_up", "least_likely")
+
+
+def nearest(logits: Logits, y: Labels, count: int) -> Int[Tensor, "b goals"]:
+    """The classes of largest logits but the own, nearest first: `count` of them, or as many as there are."""
+    others = logits.scatter(1, y[:, None], -torch.inf)
+    return others.topk(min(count, _others(logits)), dim=1).indices
+
+
+def _others(logits: Logits) -> int:
+    """How many classes there are but the own."""
+    classes = logits.shape[1]
+    if classes < 2:
+        raise PellucidError(f"a model of {classes} class has no other class to aim at")
+    return classes - 1
 
 
 def choose(goal: Goal, model: nn.Module, x: Images, y: Labels, generator: Generator = None) -> Labels:
@@ -23,12 +38,9 @@ def choose(goal: Goal, model: nn.Module, x: Images, y: Labels, generator: Genera
     number = isinstance(goal, int) and not isinstance(goal, bool)
     if not number and goal not in RULES:
         raise PellucidError(f"target (={goal!r}) must be a class number or one of {', '.join(map(repr, RULES))}")
-    with frozen(model), torch.no_grad():
+    with frozen(model, x, y), torch.no_grad():
         logits = model(x)
-    classes = logits.shape[1]
-    if classes < 2:
-        raise PellucidError(f"a model of {classes} class has no other class to aim at")
-    others = logits.scatter(1, y[:, None], -torch.inf)
+    classes = _others(logits) + 1
     if goal == "next":
         return (y + 1) % classes
     if goal == "random":
@@ -37,7 +49,7 @@ def choose(goal: Goal, model: nn.Module, x: Images, y: Labels, generator: Genera
     if goal == "least_likely":
         return logits.scatter(1, y[:, None], torch.inf).argmin(1)
     if goal == "runner_up":
-        return others.argmax(1)
+        return nearest(logits, y, 1)[:, 0]
     if not 0 <= goal < classes:
         raise PellucidError(f"target (={goal}) must be a class number from 0 to {classes - 1}")
-    return torch.where(y == goal, others.argmax(1), goal)
+    return torch.where(y == goal, nearest(logits, y, 1)[:, 0], goal)

@@ -4,22 +4,24 @@ Each adversarial set is made once, on its source, and shown to every target; a f
 all that decides it, so that another target, or another day, costs no attack.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 from safetensors.torch import save
 from torch import Tensor, nn
 
 from pellucid.data import ImageSet
 from pellucid.errors import PellucidError
-from pellucid.evaluation import Measurement, check_attacked, chunk_size, content_key
+from pellucid.evaluation import Measurement, attack_images, chunk_size, content_key
 from pellucid.metrics import correct
 from pellucid.network import device_of, frozen, full_precision
+from pellucid.outcome import NORMS
 from pellucid.protocol import at_radius
 from pellucid.results import Rows, concatenate, rate
 from pellucid.seeds import derive_seed
@@ -35,6 +37,7 @@ class Transfer:
     eps: tuple[float, ...]  # empty where the attack went as it was given
     clean: Bool[np.ndarray, "targets n"]
     correct: Bool[np.ndarray, "sources levels targets n"]
+    moved: Float[np.ndarray, "sources levels norms n"] | None = None  # how far each image, in the norms of `outcome`
 
     def accuracy(self) -> list[dict[str, Any]]:
         """One entry per source, eps and target: the target's accuracy with its 95 % Wilson interval."""
@@ -43,6 +46,16 @@ class Transfer:
             for s, source in enumerate(self.names)
             for e, eps in enumerate(self.eps or (None,))
             for t, target in enumerate(self.names)
+        ]
+
+    def sizes(self) -> list[dict[str, Any]]:
+        """One entry per source and eps: the median size of the change, in every norm."""
+        return [
+            {"source": source, "eps": eps}
+            | {f"median_{norm}": float(np.median(values)) for norm, values in zip(NORMS, self.moved[s, e], strict=True)}
+            for s, source in enumerate(self.names)
+            for e, eps in enumerate(self.eps or (None,))
+            if self.moved is not None and self.moved.shape[-1]
         ]
 
     def overlaps(self) -> list[dict[str, Any]]:
@@ -81,11 +94,13 @@ def transfer(
     indices = torch.as_tensor(indices, dtype=torch.long)
     levels = [Measurement(at_radius(attack, radius)) for radius in eps] or [Measurement(attack)]
     verdicts: dict[str, list[Rows]] = {}
+    sizes: dict[str, list[np.ndarray]] = {}
     for name, source in models.items():
         for e, measurement in enumerate(levels):
             column = f"{name}\0{e}"
             for x, y, attacked in adversarial_set(source, images, indices, measurement, seed=seed, cells=cells):
                 verdicts.setdefault(column, []).append(_judged(models, attacked, y))
+                sizes.setdefault(column, []).append(_moved(attacked - x))
                 if name == next(iter(models)) and e == 0:
                     verdicts.setdefault("", []).append(_judged(models, x, y))
                 if tick is not None:
@@ -95,8 +110,17 @@ def transfer(
     def table(column: str) -> np.ndarray:
         return np.stack([found[column][name] for name in models]) if len(indices) else np.ones((len(models), 0), bool)
 
-    correct_ = np.stack([np.stack([table(f"{name}\0{e}") for e in range(len(levels))]) for name in models])
-    return Transfer(tuple(models), tuple(eps), table(""), correct_)
+    correct_, moved = (_matrix(part, models, len(levels)) for part in (table, partial(_joined, sizes)))
+    return Transfer(tuple(models), tuple(eps), table(""), correct_, moved)
+
+
+def _joined(sizes: Mapping[str, list[np.ndarray]], column: str) -> Float[np.ndarray, "norms n"]:
+    return np.concatenate([np.ones((len(NORMS), 0)), *sizes.get(column, [])], 1)
+
+
+def _matrix(part: Callable[[str], np.ndarray], names: Iterable[str], levels: int) -> np.ndarray:
+    """What a part says of each source, at each level."""
+    return np.stack([np.stack([part(f"{name}\0{e}") for e in range(levels)]) for name in names])
 
 
 def adversarial_set(
@@ -119,8 +143,8 @@ def adversarial_set(
             attacked = _stored(stored, x)
             if attacked is None:
                 generator = torch.Generator(device).manual_seed(derive_seed("evaluate", seed, first))
-                attacked = measurement.attack(model, x.to(device), y.to(device), generator=generator).cpu()
-                check_attacked(attacked, x, measurement.attack)
+                here = x.to(device), y.to(device)
+                attacked = attack_images(measurement.attack, model, *here, generator=generator).cpu()
                 if stored is not None:
                     write_atomically(stored, save({"attacked": attacked.contiguous()}))
             yield x, y, attacked
@@ -142,3 +166,10 @@ def _judged(models: Mapping[str, nn.Module], x: Images, y: Labels) -> Rows:
         with frozen(model), full_precision(), torch.no_grad():
             verdicts[name] = correct(model(x.to(device)), y.to(device)).cpu().numpy()
     return verdicts
+
+
+def _moved(delta: Images) -> Float[np.ndarray, "norms b"]:
+    """How far each image was moved, in every norm."""
+    flat = delta.flatten(1).abs().double()
+    sizes = flat.amax(1), flat.norm(dim=1), flat.sum(1), (delta != 0).any(1).flatten(1).sum(1).double()
+    return torch.stack(sizes).numpy()

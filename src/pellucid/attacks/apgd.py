@@ -2,20 +2,20 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
 import torch
-from jaxtyping import Int
-from torch import Tensor, nn
+from torch import nn
 
-from pellucid.balls import L1, Ball, Linf, per_image
+from pellucid.balls import L1, Ball, Linf, per_image, radii
 from pellucid.boxes import blocked, into_l1_ball
 from pellucid.errors import PellucidError
 from pellucid.metrics import log_odds, margin
 from pellucid.network import frozen
-from pellucid.search import LEAVE, select
+from pellucid.search import LEAVE, Batched, select
+from pellucid.targets import nearest
 from pellucid.types import Generator, Images, Labels, Logits, Mask, PerExample, RowNumbers
 
 MOMENTUM, RHO = 0.75, 0.75
@@ -55,38 +55,28 @@ def apgd(
     """
     if restarts < 1 or targets < 1:
         raise PellucidError(f"restarts (={restarts}) and targets (={targets}) must be at least 1")
-    x, eps = x.detach(), per_image(ball.eps, x).flatten().expand(len(x))
-    with frozen(model):
+    with frozen(model, x, y):
+        x = x.detach()
+        eps = radii(ball, x)
         with torch.no_grad():
             logits = model(x)
         best, score = x.clone(), -margin(logits, y)
-        for goal in _goals(logits, y, targets if loss == "dlr_targeted" else None):
+        goals = nearest(logits, y, targets if loss == "dlr_targeted" else 1)
+        for goal in goals.unbind(1):
             for _ in range(restarts):
                 rows = (score <= 0).nonzero()[:, 0]
                 if not len(rows):
                     return best
-                aim = y[rows] if goal is None else goal[rows]
                 start = ball.sample(x, generator)[rows]  # for all, so that who has fallen changes no one's start
-                walk = _begin(x[rows], start, y[rows], aim, ball.resized(eps[rows]))
+                walk = _begin(x[rows], start, y[rows], goal[rows], ball.resized(eps[rows]))
                 tried, value = _climb(partial(_measured, model, loss), walk, ball, steps)
                 better = value > score[rows]
                 best[rows[better]], score[rows[better]] = tried[better], value[better]
     return best
 
 
-def _goals(logits: Logits, y: Labels, targets: int | None) -> list[Labels] | list[None]:
-    """The nearest classes but the own, one batch of goals after another."""
-    classes = logits.shape[1]
-    if classes < 2:
-        raise PellucidError(f"a model of {classes} class has no other class to end in")
-    if targets is None:
-        return [None]
-    nearest: Int[Tensor, "b goals"] = logits.scatter(1, y[:, None], -torch.inf).topk(min(targets, classes - 1)).indices
-    return list(nearest.unbind(1))
-
-
 @dataclass
-class _Walk:
+class _Walk(Batched):
     """Where a search is, one row per image still standing; `best` is of highest loss, `strongest` of least margin."""
 
     rows: RowNumbers
@@ -110,15 +100,10 @@ class _Walk:
     checked_loss: PerExample  # the best at the last checkpoint
     reduced: Mask  # whether that one reduced the step
 
-    def keep(self, stay: Mask) -> None:
-        """Go on with these images only."""
-        for field in fields(self):
-            setattr(self, field.name, getattr(self, field.name)[stay])
-
 
 def _begin(x: Images, start: Images, y: Labels, aim: Labels, ball: Ball) -> _Walk:
     at = _project(start, x, ball)
-    eps = per_image(ball.eps, x).flatten()
+    eps = radii(ball, x)
     lowest = torch.full_like(eps, -torch.inf)
     no = torch.zeros_like(eps)
     l1 = isinstance(ball, L1)
@@ -210,8 +195,7 @@ def _move(walk: _Walk, ball: Ball, share: float) -> None:
 def _project(target: Images, x: Images, ball: Ball) -> Images:
     """Into ball and box; onto the nearest point of both where that is worth it."""
     if isinstance(ball, L1):
-        eps = per_image(ball.eps, x).flatten()
-        return into_l1_ball(x.flatten(1), target.flatten(1), eps).view_as(x)
+        return into_l1_ball(x.flatten(1), target.flatten(1), radii(ball, x)).view_as(x)
     return ball.project(target, x).clamp(0, 1)
 
 

@@ -10,19 +10,15 @@ from torch import nn
 from pellucid.attacks.apgd import apgd
 from pellucid.attacks.fab import fab
 from pellucid.attacks.gradient import pgd
-from pellucid.attacks.interpretation import _push_down
+from pellucid.attacks.interpretation import aai
 from pellucid.attacks.square import square
-from pellucid.balls import Ball, Linf, per_image, slack
+from pellucid.balls import Ball, Linf, radii, slack
 from pellucid.errors import PellucidError
-from pellucid.interpreters.activations import cam
 from pellucid.metrics import correct, margin
 from pellucid.network import Network, frozen, full_precision
-from pellucid.search import ascend
-from pellucid.surrogates import View
 from pellucid.types import Generator, Images, Labels, Notes, PerExample
 
 QUICK = 20  # steps of the first, cheap searches
-TOP = 8  # values of the map that the AAI stage pushes down: the attack's own default
 CLEARLY = 1e-6  # a margin of less than this share of its two logits may be rounding: the image is attacked further
 
 Stage = Callable[..., Images]  # (x, y, ball=..., generator=...) -> images
@@ -59,9 +55,10 @@ def ensemble(
     `PellucidError` as its attacks do, and where the `others` are no networks.
     """
     _check_others(others)
-    x, eps = x.detach(), per_image(ball.eps, x).flatten().expand(len(x))
     stages = _stages(model, others, steps, queries, {"restarts": restarts, "targets": targets})
-    with frozen(model), full_precision():
+    with frozen(model, x, y), full_precision():
+        x = x.detach()
+        eps = radii(ball, x)
         with torch.no_grad():
             standing = correct(model(x), y)
         best, score = x.clone(), _judged(model, x, x, y, ball)
@@ -116,11 +113,8 @@ def _check_others(others: object) -> None:
 
 def _unmapped(model: Network, x: Images, y: Labels, *, ball: Ball, steps: int, generator: Generator) -> Images:
     """AAI as coded, but for its step of 0.01, which is too short or too long for any ball but Linf(0.3)."""
-    with frozen(model):
-        loss, size = _push_down(View(model, model, cam), x, y, TOP), 2.5 * ball.eps / max(1, steps)
-        return ascend(
-            loss, x, ball, steps=steps, step_size=size, random_start=True, keep_best=False, generator=generator
-        )
+    size = 2.5 * ball.eps / max(1, steps)
+    return aai(model, x, y, ball=ball, steps=steps, step_size=size, reading="as_coded", generator=generator)
 
 
 def _judged(model: nn.Module, tried: Images, x: Images, y: Labels, ball: Ball) -> PerExample:
@@ -134,6 +128,7 @@ def _judged(model: nn.Module, tried: Images, x: Images, y: Labels, ball: Ball) -
     rounding = CLEARLY * torch.maximum(own.abs(), (own - gap).abs())
     past = torch.where(gap.isfinite(), -gap - rounding, -gap)
     past = torch.where(gap.isnan(), torch.where(correct(logits, y), -torch.inf, torch.inf), past)
-    eps = per_image(ball.eps, x).flatten()
-    allowed = (ball.norm(tried - x) <= eps + slack(ball, x)) & ((tried >= 0) & (tried <= 1)).flatten(1).all(1)
+    allowed = (ball.norm(tried - x) <= radii(ball, x) + slack(ball, x)) & ((tried >= 0) & (tried <= 1)).flatten(1).all(
+        1
+    )
     return torch.where(allowed, past, -torch.inf)

@@ -1,16 +1,17 @@
 """The targeted Fast Adaptive Boundary attack: small perturbations, by projections onto linearised boundaries."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import torch
 from torch import nn
 
-from pellucid.balls import L1, Ball, Linf, per_image
+from pellucid.balls import L1, Ball, Linf, per_image, radii
 from pellucid.boxes import onto_hyperplane
 from pellucid.errors import PellucidError
 from pellucid.metrics import margin
 from pellucid.network import frozen
-from pellucid.search import LEAVE, move_back, select
+from pellucid.search import LEAVE, Batched, move_back, select
+from pellucid.targets import nearest
 from pellucid.types import Generator, Images, Labels, Mask, Notes, PerExample, RowNumbers
 
 OVERSHOOT, BACKWARD, TOWARDS_X = 1.05, 0.9, 0.1  # η, β and α_max of the paper
@@ -39,9 +40,9 @@ def fab(
     within half the distance found so far. `search` halvings of the way to x end it.
 
     Returns the smallest perturbation found where it lies in the ball, and x elsewhere; an image already misclassified
-    comes back unchanged. `notes["radius"]` is its size (0 if misclassified, infinite if there is none), whether or not
-    it lies in the ball. With `smallest=False` an image is done with the first one in the ball, `search` is left out,
-    and the radius is only a bound: all that an ensemble asks. The margin's gradient does not saturate.
+    comes back unchanged. Notes `found` and `eps`, as `smallest`: its size (0 if misclassified, infinite if there is
+    none), whether or not it lies in the ball. With `smallest=False` an image is done with the first one in the ball,
+    `search` is left out, and the size is only a bound: all that an ensemble asks. The margin does not saturate.
 
     Source: Croce & Hein 2020 (Minimally distorted adversarial examples), algorithm 1, and their targeted version. The
     final search bisects the segment to x; theirs interpolates. Raises `PellucidError` for fewer than two classes, no
@@ -49,13 +50,12 @@ def fab(
     """
     if restarts < 1 or targets < 1:
         raise PellucidError(f"restarts (={restarts}) and targets (={targets}) must be at least 1")
-    x, eps = x.detach(), per_image(ball.eps, x).flatten().expand(len(x))
-    with frozen(model):
+    with frozen(model, x, y):
+        x = x.detach()
+        eps = radii(ball, x)
         with torch.no_grad():
             logits = model(x)
-        if logits.shape[1] < 2:
-            raise PellucidError(f"a model of {logits.shape[1]} class has no other class to end in")
-        goals = logits.scatter(1, y[:, None], -torch.inf).topk(min(targets, logits.shape[1] - 1)).indices
+        goals = nearest(logits, y, targets)
         best, radius = x.clone(), torch.where(margin(logits, y) < 0, 0, torch.inf).to(x)
         for number in range(restarts * goals.shape[1]):
             aim, again = goals[:, number % goals.shape[1]], number >= goals.shape[1]
@@ -69,12 +69,12 @@ def fab(
             best = move_back(x, best, lambda at: _fools(model, at, y), halvings=search)
             radius = torch.where(radius < torch.inf, ball.norm(best - x), radius)
     if notes is not None:
-        notes["radius"] = radius
+        notes["found"], notes["eps"] = radius < torch.inf, radius
     return select(radius <= eps, best, x)
 
 
 @dataclass
-class _Walk:
+class _Walk(Batched):
     """Where a search is, one row per image still searched."""
 
     rows: RowNumbers
@@ -85,11 +85,6 @@ class _Walk:
     at: Images
     best: Images
     radius: PerExample
-
-    def keep(self, stay: Mask) -> None:
-        """Go on with these images only."""
-        for field in fields(self):
-            setattr(self, field.name, getattr(self, field.name)[stay])
 
 
 def _along(

@@ -46,7 +46,7 @@ def fgsm(
     Notes `gradient_underflow`: whether CE's gradient is exactly zero at x.
     """
     del generator  # deterministic
-    with frozen(model):
+    with frozen(model, x, y):
         _note_underflow(notes, model, x, y)
         climb = _climb(model, y, targeted, loss, underflow)
         return ascend(climb, x, ball, steps=1, step_size=ball.eps, keep_best=False)
@@ -101,7 +101,7 @@ def iterated_tgsm(
     `underflow` and the notes are as in `tgsm`. Source: Kurakin et al. 2017, sec. 2.3.
     """
     goal = choose(target, model, x, y, generator)
-    with frozen(model):
+    with frozen(model, x, y):
         _note_underflow(notes, model, x, goal)
         if notes is not None:
             notes["target"] = goal
@@ -161,7 +161,7 @@ def pgd(
         "leave": stop_when_fooled,
         "judge_of": judge_of if precision == "bf16" else None,  # in fp32 the loss's own score is the judge's
     }
-    with frozen(model):
+    with frozen(model, x, y):
         _note_underflow(notes, model, x, y)
         rows = torch.arange(len(x), device=x.device)
         found = _descend(loss_of, x, starting(x, ball, random_start, generator), rows, ball, **options)

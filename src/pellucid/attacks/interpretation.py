@@ -25,7 +25,7 @@ def aai(
     ball: Ball = Linf(0.3),
     interpreter: Interpreter = cam,
     steps: int = 200,
-    step_size: float | None = None,
+    step_size: Radius | None = None,
     reading: Literal["as_written", "as_coded"] = "as_written",
     hinge: float = 1.0,
     p: int = 1,
@@ -47,11 +47,11 @@ def aai(
     if k < 1:
         raise PellucidError(f"k (={k}) must be at least 1")
     interpreter = drawing_from(interpreter, generator)
-    with frozen(model):
+    with frozen(model, x, y):
         view = surrogates.view(model, x, y, interpreter, surrogate)
         with frozen(view.twin):
             loss = _push_down(view, x, y, k) if reading == "as_coded" else _tear_apart(view, x, y, p, hinge)
-            default: Radius = 0.01 if reading == "as_coded" else 2.5 * ball.eps / max(1, steps)
+            default = 0.01 if reading == "as_coded" else 2.5 * ball.eps / max(1, steps)
             return ascend(
                 loss,
                 x,

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from pellucid import registry
 from pellucid.attacks.gradient import pgd
-from pellucid.balls import L2, Ball, Linf, per_image
+from pellucid.balls import L2, Ball, Linf, radii
 from pellucid.boxes import blocked
 from pellucid.errors import PellucidError
 from pellucid.metrics import log_odds, margin
@@ -50,11 +50,11 @@ def smallest(
     """
     if not isinstance(registry.option(attack, "ball"), Ball):
         raise PellucidError(f"{registry.describe(attack)} takes no ball to bisect: choose one that does, such as pgd")
-    with frozen(model):
+    with frozen(model, x, y):
         fooled = partial(_fooled, partial(_gap, model), y)
         best, size = _unmoved(x, fooled)
         low = torch.zeros_like(size)
-        high = torch.minimum(size, per_image(ball.eps, x).flatten().expand_as(size))
+        high = torch.minimum(size, radii(ball, x))
         for turn in range(search + 1):
             eps = (low + high) / 2 if turn else high
             tried = attack(model, x, y, generator=generator, **{"ball": ball.resized(eps)})
@@ -91,11 +91,11 @@ def fmn(
 
     Notes `found` and `eps`, as `smallest`; where nothing was found x comes back. One pass and gradient per step.
     """
-    with frozen(model):
+    with frozen(model, x, y):
         goal, gap = _aim(model, x, y, target, generator)
         fooled = partial(_fooled, gap, goal)
         best, size = _unmoved(x, fooled)
-        limit = per_image(ball.eps, x).flatten().expand(len(x))
+        limit = radii(ball, x)
         at, eps = x.detach(), torch.full_like(limit, torch.inf)
         unit = ball if isinstance(ball, Linf) else L2(1.0)
         for k in range(steps + 1):
@@ -142,7 +142,7 @@ def cw(
     """
     if kappa < 0 or c <= 0:
         raise PellucidError(f"kappa (={kappa}) must be at least 0 and c (={c}) above 0")
-    with frozen(model):
+    with frozen(model, x, y):
         goal, gap = _aim(model, x, y, target, generator, kappa)
         fooled = partial(_fooled, gap, goal)
         best, size = _unmoved(x, fooled)

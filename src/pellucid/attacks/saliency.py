@@ -47,7 +47,7 @@ def jsma(
     goal = choose(target, model, x, y, generator)
     most = int(gamma * x[:1].numel() / 2) if len(x) else 0
     found, pairs = x.detach().clone(), torch.zeros_like(y)
-    with frozen(model):
+    with frozen(model, x, y):
         for chunk in torch.arange(len(x), device=x.device).split(CHUNK):
             found[chunk], pairs[chunk] = _walk(model, x[chunk], goal[chunk], theta, most, jacobian)
         if notes is not None:

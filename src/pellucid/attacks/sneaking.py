@@ -65,7 +65,7 @@ def isa(
             "multipliers (of the smallest radius that succeeds) at least one number >= 1, rising"
         )
     interpreter = drawing_from(interpreter, generator)
-    with frozen(model):
+    with frozen(model, x, y):
         goal = targets.choose(target, model, x, y, generator)
         view = surrogates.view(model, x, y, interpreter, surrogate)
         with frozen(view.twin):

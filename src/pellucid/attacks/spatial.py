@@ -54,9 +54,9 @@ def spatial(
     tau = (TAU_AS_CODED if reading == "as_coded" else TAU) if tau is None else tau
     if not (tau >= 0 and steps >= 0 and step_size >= 0):
         raise PellucidError(f"tau (={tau}), steps (={steps}) and step_size (={step_size}) must not be negative")
-    x = x.detach()
-    aim = None if target is None else choose(target, model, x, y, generator)
-    with frozen(model):
+    with frozen(model, x, y):
+        x = x.detach()
+        aim = None if target is None else choose(target, model, x, y, generator)
         if reading == "as_coded":
             found, rough = _as_coded(model, x, y, aim, tau)
         else:

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from pellucid.balls import L1, Ball, Linf, per_image
+from pellucid.balls import L1, Ball, Linf, per_image, radii
 from pellucid.errors import PellucidError
 from pellucid.metrics import margin
 from pellucid.network import frozen
@@ -51,12 +51,16 @@ def square(
     draw that would change nothing is mirrored instead of asked. L1 works as L2 does, with the L1 norm (our choice).
     Raises `PellucidError` unless `queries >= 1`, `0 < area <= 1`, and `start` has the shape of x.
     """
-    if queries < 1 or not 0 < area <= 1:
-        raise PellucidError(f"queries (={queries}) must be at least 1 and area (={area}) in (0, 1]: leave area at 0.8")
-    _check_start(start, x)
-    x, eps = x.detach(), per_image(ball.eps, x).flatten().expand(len(x))
-    found, count = x.clone(), torch.zeros_like(y)
-    with frozen(model), torch.no_grad():
+    if queries < 1:
+        raise PellucidError(f"queries (={queries}) must be at least 1: images that nobody asks about look robust")
+    if not 0 < area <= 1:
+        raise PellucidError(
+            f"area (={area}), the first window's share of the image, must be in (0, 1]: leave it at 0.8"
+        )
+    with frozen(model, x, y), torch.no_grad():
+        _check_start(start, x)
+        x, eps = x.detach(), radii(ball, x)
+        found, count = x.clone(), torch.zeros_like(y)
         rows = (margin(model(x), y) >= 0).nonzero()[:, 0]
         at, here = x[rows], ball.resized(eps[rows])
         best, score = at, torch.full(rows.shape, torch.inf, dtype=x.dtype, device=x.device)

@@ -18,6 +18,8 @@ from pellucid.cli.common import (
     SplitOption,
     StdOption,
     WeightsOption,
+    checked_call,
+    counting,
     examples,
     only_for_others,
     open_images,
@@ -28,12 +30,13 @@ from pellucid.cli.common import (
 )
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch import Tensor, nn
 
     from pellucid.data import ImageSet
     from pellucid.evaluation import Look
     from pellucid.results import Rows
-    from pellucid.types import Attack
+    from pellucid.types import Attack, Interpreter
 
 EPILOGUE = examples(
     'pellucid attack --model runs/a --data digits --attack "pgd(ball=Linf(0.2), steps=40)"',
@@ -54,7 +57,10 @@ def attack(
     out_folder: Annotated[Path | None, typer.Option("--out", help="Keep the rows (Parquet) and run.json here.")] = None,
     picture: Annotated[
         Path | None,
-        typer.Option(help="Draw the first images, their perturbations and predictions here (PNG). With --out always."),
+        typer.Option(
+            help="Draw the first images, their perturbations and predictions (of attacks on maps, the maps too) here: "
+            ".png, .jpg, .webp. With --out always."
+        ),
     ] = None,
     seed: SeedOption = 0,
     device: DeviceOption = "cpu",
@@ -68,12 +74,14 @@ def attack(
 
     from pellucid import registry
     from pellucid.results import run_facts, write_json, write_rows
+    from pellucid.run_folder import claim_call
 
     bound = registry.parse(attack, "attacks")
     only_for_others([model], weights, mean, std)
+    drawn = _drawn(picture, out_folder)
     found, indices = open_images(data, split, images, seed, size)
     subject = open_subject(model, weights, found, device=device, mean=mean, std=std)
-    drawn = picture or (out_folder / "picture.png" if out_folder else None)
+    call = checked_call(out_folder, "attack", bound, found, indices, [subject.model], seed=seed, device=device)
     started, now = time.monotonic(), datetime.now(UTC).isoformat(timespec="seconds")
     summary = {
         "model": model,
@@ -86,12 +94,22 @@ def attack(
     seconds = time.monotonic() - started
     summary |= figures | {"seconds": round(seconds, 2)}
     if out_folder:
+        claim_call(out_folder, call)
         write_rows(out_folder / "rows.parquet", rows)
         write_json(out_folder / "run.json", summary | run_facts(started=now, seconds=seconds, device=device))
     if json_:
         print_json(summary)
     else:
         _print(summary)
+
+
+def _drawn(picture: Path | None, out_folder: Path | None) -> Path | None:
+    from pellucid.report.attack_picture import kind_of
+
+    if picture is None:
+        return out_folder / "picture.png" if out_folder else None
+    kind_of(picture)  # asked before the work, not after
+    return picture
 
 
 def _run(
@@ -110,31 +128,66 @@ def _run(
     from pellucid.evaluation import Measurement, evaluate
     from pellucid.outcome import outcome
 
-    measurement = Measurement(attack, registry.option(attack, "interpreter"), top_k=registry.option(attack, "k") or 8)
-    with progress("attacking", 2 * len(indices), quiet=quiet) as tick:
+    maps = registry.option(attack, "interpreter")
+    measurement = Measurement(attack, maps, top_k=registry.option(attack, "k") or 8)
+    name = registry.describe(attack).partition("(")[0]
+    with progress(f"attacking with {name}", 2 * len(indices), quiet=quiet) as tick, counting(model, tick, quiet=quiet):
         clean = evaluate(model, found, indices, Measurement(), seed=seed, cells=cells, tick=tick)
-        look = _picture(drawn, registry.describe(attack), found.class_names, clean) if drawn else None
+        look = _picture(drawn, registry.describe(attack), found.class_names, clean, model, maps) if drawn else None
         rows = evaluate(model, found, indices, measurement, seed=seed, cells=cells, tick=tick, look=look)
     figures = outcome(clean, rows, sizes=registry.option(attack, "ball") is None)
     return figures | ({"picture": str(drawn)} if drawn and drawn.is_file() else {}), rows
 
 
-def _picture(path: Path, spec: str, names: tuple[str, ...], clean: "Rows") -> "Look":
+def _picture(
+    path: Path,
+    spec: str,
+    names: tuple[str, ...],
+    clean: "Rows",
+    model: "nn.Module",
+    interpreter: "Interpreter | None",
+) -> "Look":
     """Draws the first images into a file as soon as they are attacked."""
 
     def look(x: "Tensor", attacked: "Tensor", rows: "Rows") -> None:
-        from pellucid.report.attack_picture import COLUMNS, attack_picture
+        from pellucid.report.attack_picture import COLUMNS, Judged, attack_picture, kind_of
         from pellucid.weights import write_atomically
 
+        x, attacked = x[:COLUMNS], attacked[:COLUMNS]
         before, after = (
-            [f"{names[c]} {p:.2f}" for c, p in zip(r["prediction"][:COLUMNS], r["confidence"][:COLUMNS], strict=True)]
+            [f"{names[c]} {p:.2f}" for c, p in zip(r["prediction"][: len(x)], r["confidence"][: len(x)], strict=True)]
             for r in (clean, rows)
         )
-        fooled = [bool(w) for w in ~rows["correct"][:COLUMNS]]
-        plain, changed = (t[:COLUMNS].numpy() for t in (x, attacked))
-        write_atomically(path, attack_picture(spec, plain, changed, before, after, fooled))
+        judged = [
+            Judged(names[rows["label"][i]], before[i], after[i], bool(clean["correct"][i]), bool(rows["correct"][i]))
+            for i in range(len(x))
+        ]
+        maps = None if interpreter is None else _maps(model, interpreter, x, attacked, rows["label"][: len(x)])
+        picture = attack_picture(spec, x.numpy(), attacked.numpy(), judged, maps, kind=kind_of(path))
+        write_atomically(path, picture)
 
     return look
+
+
+def _maps(
+    model: "nn.Module", interpreter: "Interpreter", x: "Tensor", attacked: "Tensor", label: "np.ndarray"
+) -> tuple["np.ndarray", "np.ndarray"]:
+    """The true class's maps before and after, with the same noise; what they have beyond two axes is added up."""
+    import torch
+
+    from pellucid.mapping import drawing_from
+    from pellucid.network import device_of
+
+    device = device_of(model)
+    classes = torch.as_tensor(label, device=device)[:, None]
+
+    def flat(at: "Tensor") -> "np.ndarray":
+        drawing = drawing_from(interpreter, torch.Generator(device).manual_seed(0))
+        with torch.no_grad():
+            maps = drawing(model, at.to(device), classes)[:, 0]
+        return (maps.flatten(1, -3).sum(1) if maps.dim() > 3 else maps).float().cpu().numpy()
+
+    return flat(x), flat(attacked)
 
 
 def _print(summary: dict[str, Any]) -> None:
@@ -172,6 +225,8 @@ def _other_lines(summary: dict[str, Any]) -> list[str]:
     if "fooled" in summary:
         sizes = [f"{norm} {summary[f'median_{norm}']:.4g}" for norm in ("linf", "l2", "l1", "l0") if summary["fooled"]]
         lines.append(f"median size      {', '.join(sizes) or 'none'}  of {summary['fooled']} fooled")
+    if summary.get("median_eps") is not None:
+        lines.append(f"smallest found   {summary['median_eps']:.4g}  in the median, for {summary['found']} images")
     if "reached_target" in summary:
         lines.append(f"reached target   {summary['reached_target']} of {summary['n']} images")
     if "nds" in summary:

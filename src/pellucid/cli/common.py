@@ -1,5 +1,6 @@
 """What the commands share: their options, opening models and data, progress, and printing."""
 
+import itertools
 import json
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -9,12 +10,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 from pellucid.errors import PellucidError
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from pellucid.data import ImageSet
     from pellucid.protocol import Subject
@@ -72,6 +81,7 @@ def print_json(value: Mapping[str, Any]) -> None:
 def progress(description: str, total: int, *, quiet: bool = False) -> Iterator[Any]:
     """A bar with the time left, on a terminal; nothing elsewhere. Yields `advance(count, note="")`."""
     columns = (
+        SpinnerColumn(),
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
@@ -90,6 +100,55 @@ def progress(description: str, total: int, *, quiet: bool = False) -> Iterator[A
                 bar.update(task, advance=count, note=note)
 
         yield advance
+
+
+@contextmanager
+def counting(model: "nn.Module", tick: Any, *, quiet: bool = False) -> Iterator[None]:
+    """Beside the bar, how often the model was asked: what moves while one chunk is attacked."""
+    if quiet or not err.is_terminal:
+        yield
+        return
+    passes = itertools.count(1)
+    handle = model.register_forward_hook(lambda *_: tick(0, note=f"passes: {next(passes):,}"))
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def checked_call(
+    out_folder: Path | None,
+    command: str,
+    attack: Callable[..., Any],
+    images: "ImageSet",
+    indices: "Tensor",
+    models: list["nn.Module"],
+    *,
+    seed: int,
+    device: str,
+    eps: tuple[float, ...] = (),
+) -> dict[str, Any]:
+    """What a call attacks, and with what. Raises where the folder for its results holds those of another.
+
+    To a transfer models may be added: the examples of the others are kept.
+    """
+    from pellucid import registry
+    from pellucid.results import fingerprint, model_digest
+    from pellucid.run_folder import check_call
+
+    call = {
+        "command": command,
+        "attack": registry.describe(attack),
+        "eps": list(eps),
+        "data": f"{images.name} {images.digest[:12]}",
+        "images": f"{len(indices)} ({fingerprint(indices.tolist())[:12]})",
+        "seed": seed,
+        "device": device,
+        "models": [model_digest(model)[:12] for model in models],
+    }
+    if out_folder is not None:
+        check_call(out_folder, call, grows="models" if command == "transfer" else "")
+    return call
 
 
 def open_images(

@@ -18,6 +18,7 @@ from pellucid.cli.common import (
     SplitOption,
     StdOption,
     WeightsOption,
+    checked_call,
     err,
     examples,
     named,
@@ -67,6 +68,7 @@ def transfer(
     from pellucid import registry
     from pellucid.report.transfer_page import transfer_page
     from pellucid.results import run_facts, write_json
+    from pellucid.run_folder import claim_call
     from pellucid.transfer import transfer as run_transfer
     from pellucid.weights import write_atomically
 
@@ -75,6 +77,9 @@ def transfer(
     ladder = radii(eps, bound) or ()
     found, indices = open_images(data, split, images, seed, size)
     subjects = named([open_subject(m, weights, found, device=device, mean=mean, std=std) for m in model])
+    call = checked_call(
+        out_folder, "transfer", bound, found, indices, [s.model for s in subjects], seed=seed, device=device, eps=ladder
+    )
     started, now = time.monotonic(), datetime.now(UTC).isoformat(timespec="seconds")
     with progress("attacking", len(subjects) * max(1, len(ladder)) * len(indices), quiet=json_) as tick:
         done = run_transfer(
@@ -90,6 +95,7 @@ def transfer(
     seconds = time.monotonic() - started
     figures = {"attack": registry.describe(bound), "data": data, "seed": seed, **summary(done)}
     if out_folder:
+        claim_call(out_folder, call)
         write_json(out_folder / "transfer.json", figures)
         write_atomically(out_folder / "transfer.html", transfer_page(figures).encode())
         write_json(out_folder / "run.json", run_facts(started=now, seconds=seconds, device=device))
@@ -111,6 +117,7 @@ def summary(done: "Transfer") -> dict[str, Any]:
         "n": done.clean.shape[1],
         "clean": {name: rate(right) for name, right in zip(done.names, done.clean, strict=True)},
         "accuracy": done.accuracy(),
+        "sizes": done.sizes(),
         "overlaps": done.overlaps(),
     }
 

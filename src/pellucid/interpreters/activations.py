@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from pellucid.errors import PellucidError
+from pellucid.inputs import given
 from pellucid.network import Features, Network
 from pellucid.types import Classes, Images, Maps
 
@@ -18,7 +19,9 @@ def cam(model: nn.Module, x: Images, classes: Classes) -> Maps:
     Needs a `Network` (average pooling and a linear head): `as_network` makes one. Differentiable, signed, at the
     resolution of the feature maps. Source: Zhou et al. 2016; Boopathy et al. 2020, eq. 1.
     """
-    everything = _network(model).class_maps(x)
+    network = _network(model)
+    with given(model, x, classes, ndim=2, count=network.head.out_features):
+        everything = network.class_maps(x)
     return everything.gather(1, classes[:, :, None, None].expand(-1, -1, *everything.shape[2:]))
 
 
@@ -59,7 +62,9 @@ def gradcam_plus_plus(
 
 def representation(model: nn.Module, x: Images, classes: Classes) -> Maps:
     """The last feature maps themselves, `[b m k h w]`: the same for every class. Boopathy et al. 2020, "Repr"."""
-    a = _network(model).features(x)
+    network = _network(model)
+    with given(model, x, classes, ndim=2, count=network.head.out_features):
+        a = network.features(x)
     return a[:, None].expand(-1, classes.shape[1], -1, -1, -1)
 
 
@@ -76,12 +81,13 @@ def _feature_gradients(model: nn.Module, x: Images, classes: Classes, layer: str
     """Feature maps `[b k h w]` and the gradients of the classes' logits in them, `[b m k h w]`."""
     if layer is None:
         network = _network(model)
-        a = network.features(x)
+        with given(model, x, classes, ndim=2, count=network.head.out_features):
+            a = network.features(x)
         return a, (network.head.weight[classes] / (a.shape[2] * a.shape[3]))[..., None, None].expand(
             -1, -1, -1, *a.shape[2:]
         )
     differentiable = torch.is_grad_enabled()
-    with torch.enable_grad(), _watched(model, layer) as seen:
+    with given(model, x, classes, ndim=2), torch.enable_grad(), _watched(model, layer) as seen:
         x = x if x.requires_grad else x.detach().requires_grad_()
         logits = model(x)
         if not seen or seen[-1].dim() != 4:

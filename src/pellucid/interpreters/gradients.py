@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from pellucid.errors import PellucidError
+from pellucid.inputs import given
 from pellucid.types import Classes, Generator, Images, Maps
 
 Of = Literal["logit", "log_probability"]
@@ -16,9 +17,10 @@ CHUNK_VALUES = 1_000_000  # pixel values per pass: what bounds the memory of lar
 
 def gradient(model: nn.Module, x: Images, classes: Classes, *, of: Of = "logit") -> Maps:
     """`∂f_c(x) / ∂x`, or of `log p_c`. Source: Simonyan et al. 2014."""
-    rows = torch.arange(len(x), device=x.device).repeat_interleave(classes.shape[1])
-    flat = _gradients(model, x, rows, classes.flatten(), of)
-    return flat.reshape(*classes.shape, *x.shape[1:])
+    with given(model, x, classes, ndim=2):
+        rows = torch.arange(len(x), device=x.device).repeat_interleave(classes.shape[1])
+        flat = _gradients(model, x, rows, classes.flatten(), of)
+        return flat.reshape(*classes.shape, *x.shape[1:])
 
 
 def smoothgrad(
@@ -38,18 +40,19 @@ def smoothgrad(
     """
     if samples < 1:
         raise PellucidError(f"samples (={samples}) must be at least 1")
-    spread = (x.flatten(1).amax(1) - x.flatten(1).amin(1)).detach()[:, None, None, None]
-    total: Tensor | None = None
-    per_pass = max(1, _per_pass(x) // max(1, len(x) * classes.shape[1]))
-    for first in range(0, samples, per_pass):
-        count = min(per_pass, samples - first)
-        noise = torch.empty(count, *x.shape, dtype=x.dtype, device=x.device).normal_(generator=generator)
-        noisy = (x + sigma * spread * noise).flatten(0, 1)  # [count·b c h w]
-        part = gradient(model, noisy, classes.repeat(count, 1), of=of)
-        part = part.reshape(count, len(x), *part.shape[1:]).sum(0)
-        total = part if total is None else total + part
-    assert total is not None
-    return total / samples
+    with given(model, x, classes, ndim=2):
+        spread = (x.flatten(1).amax(1) - x.flatten(1).amin(1)).detach()[:, None, None, None]
+        total: Tensor | None = None
+        per_pass = max(1, _per_pass(x) // max(1, len(x) * classes.shape[1]))
+        for first in range(0, samples, per_pass):
+            count = min(per_pass, samples - first)
+            noise = torch.empty(count, *x.shape, dtype=x.dtype, device=x.device).normal_(generator=generator)
+            noisy = (x + sigma * spread * noise).flatten(0, 1)  # [count·b c h w]
+            part = gradient(model, noisy, classes.repeat(count, 1), of=of)
+            part = part.reshape(count, len(x), *part.shape[1:]).sum(0)
+            total = part if total is None else total + part
+        assert total is not None
+        return total / samples
 
 
 def integrated_gradients(
@@ -70,18 +73,19 @@ def integrated_gradients(
     """
     if steps < 1:
         raise PellucidError(f"steps (={steps}) must be at least 1")
-    shift = 0.0 if rule == "right" else 0.5
-    total: Tensor | None = None
-    per_pass = max(1, _per_pass(x) // max(1, len(x) * classes.shape[1]))
-    for first in range(1, steps + 1, per_pass):
-        k = torch.arange(first, min(first + per_pass, steps + 1), dtype=x.dtype, device=x.device)
-        t = ((k - shift) / steps)[:, None, None, None, None]
-        points = (baseline + t * (x - baseline)).flatten(0, 1)  # [count·b c h w]
-        part = gradient(model, points, classes.repeat(len(k), 1), of=of)
-        part = part.reshape(len(k), len(x), *part.shape[1:]).sum(0)
-        total = part if total is None else total + part
-    assert total is not None
-    return (x - baseline)[:, None] * total / steps
+    with given(model, x, classes, ndim=2):
+        shift = 0.0 if rule == "right" else 0.5
+        total: Tensor | None = None
+        per_pass = max(1, _per_pass(x) // max(1, len(x) * classes.shape[1]))
+        for first in range(1, steps + 1, per_pass):
+            k = torch.arange(first, min(first + per_pass, steps + 1), dtype=x.dtype, device=x.device)
+            t = ((k - shift) / steps)[:, None, None, None, None]
+            points = (baseline + t * (x - baseline)).flatten(0, 1)  # [count·b c h w]
+            part = gradient(model, points, classes.repeat(len(k), 1), of=of)
+            part = part.reshape(len(k), len(x), *part.shape[1:]).sum(0)
+            total = part if total is None else total + part
+        assert total is not None
+        return (x - baseline)[:, None] * total / steps
 
 
 def _per_pass(x: Images) -> int:

@@ -39,7 +39,7 @@ def signed_map(field: Float[np.ndarray, "h w"], *, scale: float) -> str:
 
     Of a map too fine to show, each block of pixels gives its strongest: a mean would cancel the signs to nothing.
     """
-    return _data_uri(_coloured(field, scale))
+    return _data_uri(signed_pixels(field, scale))
 
 
 def sheet(
@@ -53,7 +53,7 @@ def sheet(
     draw, font = ImageDraw.Draw(page), ImageFont.load_default(size=12)
     for i, (photo, field, caption) in enumerate(zip(photographs, maps, captions, strict=True)):
         left, top = gap + i % columns * width, gap + i // columns * height
-        for k, pixels in enumerate((photograph_pixels(photo), _coloured(field, common_scale(field)))):
+        for k, pixels in enumerate((photograph_pixels(photo), signed_pixels(field, common_scale(field)))):
             enlarge = Image.Resampling.NEAREST if max(pixels.shape[:2]) <= side else Image.Resampling.LANCZOS
             tile = Image.fromarray(pixels).convert("RGB").resize((side, side), enlarge)
             page.paste(tile, (left + k * (side + 2), top))
@@ -89,7 +89,8 @@ def photograph_pixels(image: Float[np.ndarray, "c h w"]) -> UInt8[np.ndarray, "h
     return pixels[0] if pixels.shape[0] == 1 else np.rint(pixels.mean(0)).astype(np.uint8)
 
 
-def _coloured(field: Float[np.ndarray, "h w"], scale: float) -> UInt8[np.ndarray, "mh mw 3"]:
+def signed_pixels(field: Float[np.ndarray, "h w"], scale: float) -> UInt8[np.ndarray, "mh mw 3"]:
+    """A signed map as a picture, see `signed_map`."""
     level = np.clip(_strongest(np.nan_to_num(np.asarray(field, float))) / (scale or 1.0), -1, 1)
     return np.rint(np.stack([np.interp(level, _STOPS, tone) for tone in _BLUE_WHITE_RED.T], -1)).astype(np.uint8)
 

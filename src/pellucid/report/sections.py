@@ -151,8 +151,12 @@ def _worst(found: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
 
 
 def legend(names: Sequence[str]) -> list[dict[str, Any]]:
-    """Names and tones in the order of the audit."""
-    return [{"name": name, "tone": tone} for tone, name in enumerate(names)]
+    """Names, what of them fits into a table's head, and tones, in the order of the audit."""
+    shorts = words.telling(names, 24)
+    return [
+        {"name": name, "short": shorts[tone], "cut": shorts[tone] != name, "tone": tone}
+        for tone, name in enumerate(names)
+    ]
 
 
 def _rate_point(name: str, entry: Mapping[str, Any]) -> figures.Point | None:

@@ -14,17 +14,18 @@ def transfer_page(found: Found) -> str:
     names: list[str] = found["models"]
     levels: list[float | None] = found["eps"] or [None]
     last = levels[-1]
+    legend = sections.legend(names)
     context = {
-        "title": " · ".join(words.shorten(name, 30) for name in names),
+        "title": " · ".join(entry["short"] for entry in legend),
         "lead": _lead(found, last),
         "n": found["n"],
         "data": found["data"],
         "attack": found["attack"],
         "seed": found["seed"],
-        "legend": sections.legend(names),
-        "matrix": [(words.shorten(s, 24), [_cell(_entry(found, s, last, t)) for t in names]) for s in names],
+        "legend": legend,
+        "matrix": [(e["short"], [_cell(_entry(found, e["name"], last, t)) for t in names]) for e in legend],
         "matrix_caption": "Accuracy on transferred examples" + _at(last),
-        "sources": [_source(found, source, levels) for source in names],
+        "sources": [_source(found, entry, legend, levels) for entry in legend],
     }
     return environment().get_template("transfer.html").render(context | assets())
 
@@ -43,44 +44,68 @@ def _lead(found: Found, eps: float | None) -> str:
     if not pairs:
         return "One model alone: its own examples."
     worst = min(pairs, key=lambda e: e["value"])
+    shorts = dict(zip(found["models"], words.telling(found["models"], 40), strict=True))
     return (
-        f"The strongest transfer{_at(eps)}: examples made on {words.shorten(worst['source'], 40)} leave "
-        f"{words.shorten(worst['target'], 40)} right on {words.percent(worst['value'])}, from "
+        f"The strongest transfer{_at(eps)}: examples made on {shorts[worst['source']]} leave "
+        f"{shorts[worst['target']]} right on {words.percent(worst['value'])}, from "
         f"{words.percent(found['clean'][worst['target']]['value'])} on clean images."
     )
 
 
-def _source(found: Found, source: str, levels: list[float | None]) -> dict[str, Any]:
+def _source(
+    found: Found, source: dict[str, Any], legend: list[dict[str, Any]], levels: list[float | None]
+) -> dict[str, Any]:
+    name, names = source["name"], found["models"]
+    overlaps = [e for e in found["overlaps"] if e["source"] == name and e["eps"] == levels[-1]]
+    rows = [("clean", [_cell(found["clean"][t]) for t in names])]
+    rows += [
+        (found["attack"] if eps is None else words.radius(eps), [_cell(_entry(found, name, eps, t)) for t in names])
+        for eps in levels
+    ]
+    return {
+        **source,
+        "figure": "" if levels[0] is None else _figure(found, name, levels),
+        "head": "attack" if levels[0] is None else "ε",
+        "rows": rows,
+        "at": _at(levels[-1]),
+        "size": _size(found, name, levels[-1]),
+        "overlaps": [
+            {
+                "wrong": [entry for entry in legend if entry["name"] in e["wrong"]],
+                "count": e["count"],
+                "share": e["count"] / found["n"],
+            }
+            for e in overlaps
+        ],
+    }
+
+
+def _figure(found: Found, source: str, levels: list[float | None]) -> str:
     names = found["models"]
     entries = {t: [found["clean"][t] | {"eps": 0.0}] for t in names}
     for target in names:
         entries[target] += [_entry(found, source, eps, target) for eps in levels if eps is not None]
     lines = [
-        figures.Line(t, tone, [_point(t, e) for e in entries[t]], doubtful=t == source) for tone, t in enumerate(names)
+        figures.Line(short, tone, [_point(t, e) for e in entries[t]], doubtful=t == source)
+        for tone, (t, short) in enumerate(zip(names, words.telling(names, 16), strict=True))
     ]
-    figure = figures.curves(
+    return figures.curves(
         lines,
         title=f"Accuracy on examples made on {source}, one line per model; dotted: {source} itself",
         x_label="ε, in pixel units",
         y_label="still right",
         y_ticks=[(share / 100, f"{share} %") for share in range(0, 101, 25)],
     )
-    rows = [("0 (clean)", [_cell(found["clean"][t]) for t in names])]
-    rows += [
-        ("as given" if eps is None else words.radius(eps), [_cell(_entry(found, source, eps, t)) for t in names])
-        for eps in levels
-    ]
-    overlaps = [e for e in found["overlaps"] if e["source"] == source and e["eps"] == levels[-1]]
-    return {
-        "name": source,
-        "figure": figure if levels[0] is not None else "",
-        "rows": rows,
-        "at": _at(levels[-1]),
-        "overlaps": [
-            {"wrong": " + ".join(e["wrong"]) or "nobody", "count": e["count"], "share": e["count"] / found["n"]}
-            for e in overlaps
-        ],
-    }
+
+
+def _size(found: Found, source: str, eps: float | None) -> str:
+    """How far the images were moved, in the median: what an attack without a radius leaves open."""
+    for e in found.get("sizes", []):
+        if e["source"] == source and e["eps"] == eps:
+            sizes = {norm: words.significant(e[f"median_{norm}"]) for norm in ("linf", "l2", "l1")}
+            changed = words.plural(round(e["median_l0"]), "pixel")
+            return f"Linf {sizes['linf']}, L2 {sizes['l2']}, L1 {sizes['l1']}, {changed}"
+    return ""
 
 
 def _point(name: str, entry: Found) -> figures.Point:

@@ -1,7 +1,7 @@
 """Numbers as words: one way to write a rate, an interval, a radius and a rank correlation; never the word "nan"."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 ABSENT = "not measured"
@@ -150,6 +150,33 @@ def shorten(text: str, limit: int) -> str:
         return text
     tail = (limit - 1) // 3
     return f"{text[: limit - 1 - tail]}…{text[len(text) - tail :]}"
+
+
+def telling(names: Sequence[str], limit: int) -> list[str]:
+    """Each name in at most `limit` characters, no two alike: of long ones the part in which they differ.
+
+    What all of them begin with, or end in, gives way to an ellipsis, whole words of it.
+    """
+    if all(len(name) <= limit for name in names) or len(set(names)) < 2:
+        return [shorten(name, limit) for name in names]
+    first, last = (_common([name[::way] for name in names]) for way in (1, -1))
+    middles = [name[first : len(name) - last] for name in names]
+    if all(middles):  # not so where one name is the start of another
+        names = ["…" * (first > 0) + middle + "…" * (last > 0) for middle in middles]
+    found = [shorten(name, limit) for name in names]
+    if len(set(found)) == len(set(names)):
+        return found
+    return [f"{shorten(name, limit - len(str(i)) - 1)} {i}" for i, name in enumerate(names, 1)]
+
+
+def _common(names: Sequence[str]) -> int:
+    """How many characters all names begin with, up to the end of a word."""
+    length = 0
+    for i, letters in enumerate(zip(*names, strict=False), 1):
+        if len(set(letters)) > 1:
+            break
+        length = length if letters[0].isalnum() else i
+    return length
 
 
 def at_radius(entries: list[dict[str, Any]] | None, eps: float | None) -> dict[str, Any] | None:
