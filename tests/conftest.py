@@ -43,11 +43,15 @@ def _initialised(network: Network) -> Network:
     return network
 
 
+def _tiny() -> Network:
+    trunk = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 6, 3, stride=2, padding=1))
+    return _initialised(Network(trunk, nn.Linear(6, 5)))
+
+
 @pytest.fixture
 def tiny() -> Network:
     """A Network whose tail folds: 1 channel, 5 classes, a head with bias."""
-    trunk = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 6, 3, stride=2, padding=1))
-    return _initialised(Network(trunk, nn.Linear(6, 5)))
+    return _tiny()
 
 
 @pytest.fixture
@@ -94,6 +98,8 @@ def shortened(family: str, name: str) -> Callable[..., Any]:
         for word, limit in QUICK.items()
         if word in parameter.name and (type(parameter.default) is int or parameter.name in ("steps", "iterations"))
     }
+    if name == "distilled":
+        short["teacher"] = _initialised(_tiny())
     return partial(function, **short)
 
 

@@ -1,5 +1,6 @@
 """Objectives: the contract of every one that is discovered, identities at neutral settings, and schedules."""
 
+import copy
 import math
 from collections.abc import Callable
 from functools import partial
@@ -9,17 +10,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pellucid import registry
-from pellucid.attacks.gradient import pgd
+from pellucid import registry, worst
+from pellucid.attacks.gradient import fgsm, pgd
 from pellucid.balls import Ball, Linf
 from pellucid.errors import PellucidError
 from pellucid.interpreters.activations import cam
 from pellucid.interpreters.gradients import gradient
-from pellucid.network import Network
-from pellucid.objectives import interpretability
-from pellucid.objectives.adversarial import adversarial
+from pellucid.metrics import attribution_norm
+from pellucid.network import Network, softplus
+from pellucid.objectives.adversarial import adversarial, fast, trades
+from pellucid.objectives.gradients import double_backprop, ig_norm
 from pellucid.objectives.interpretability import int2, int_
-from pellucid.objectives.standard import standard
+from pellucid.objectives.standard import distilled, standard
 from pellucid.schedules import Cosine, Ramp, Steps, at
 
 NAMES = sorted(registry.public("objectives"))
@@ -62,6 +64,29 @@ def test_every_objective_keeps_the_contract(
         assert parameter.grad is not None
         assert parameter.grad.isfinite().all()
         assert parameter.grad.abs().max() > 0
+
+
+@pytest.mark.parametrize(
+    "objective",
+    [
+        partial(int_, gamma=0.0),
+        partial(int2, gamma=Ramp(0.0, 1.0, 5, 9)),
+        partial(trades, beta=0.0),
+        partial(double_backprop, lam=0.0),
+        partial(ig_norm, lam=0.0),
+        partial(adversarial, clean=1.0),
+        partial(adversarial, alternate=True),
+        partial(fast, length=0.0, noise=0.0),
+    ],
+)
+def test_without_its_term_every_objective_is_standard_training(
+    objective: Callable[..., Any], tiny: Network, images: Tensor, labels: Tensor, generator: torch.Generator
+) -> None:
+    """gamma, lambda, beta = 0, nothing but clean loss, a step of no length: the same bits, gradients too."""
+    loss, _ = objective(tiny, images, labels, step=2, generator=generator)
+    expected, _ = standard(tiny, images, labels, step=2)
+    assert torch.equal(loss, expected)
+    assert all(torch.equal(a, b) for a, b in zip(gradients(loss, tiny), gradients(expected, tiny), strict=True))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -155,13 +180,13 @@ def test_int_by_a_loop(
     """CE + gamma D~ of eq. 8, at the x' that the search found, one image and one class at a time."""
     network, x = tiny.double(), images.double()
     found: list[Tensor] = []
-    search = interpretability.ascend
+    search = worst.ascend
 
-    def spy(loss: Any, start: Tensor, ball: Ball, **options: Any) -> Tensor:
-        found.append(search(loss, start, ball, **options))
+    def spy(loss: Any, at: Tensor, ball: Ball, **options: Any) -> Tensor:
+        found.append(search(loss, at, ball, **options))
         return found[0]
 
-    monkeypatch.setattr(interpretability, "ascend", spy)
+    monkeypatch.setattr(worst, "ascend", spy)
     gamma = 0.7
     loss, terms = objective(
         network,
@@ -215,6 +240,171 @@ def test_int_searches_where_the_maps_differ_most(tiny: Network, images: Tensor, 
             _, terms = objective(network, x, labels, step=0, generator=generator, steps=steps, step_size=0.05)
             values.append(terms[term])
         assert values[1] > values[0]
+
+
+@pytest.mark.parametrize("of", ["label", "uniform", "entropy", "distilled"])
+def test_double_backprop_against_finite_differences(
+    of: Any, tiny: Network, images: Tensor, labels: Tensor, generator: torch.Generator
+) -> None:
+    """The parameter gradient of `CE + λ mean ‖∇_x H(q, ŷ)‖²` along random directions, and the value by its formula."""
+    network, x = smooth(tiny), images.double()
+    objective = partial(double_backprop, lam=0.5, of=of, teacher=copy.deepcopy(network), temperature=2.0)
+
+    def value() -> Tensor:
+        return objective(network, x, labels, step=0)[0]
+
+    seen = x.clone().requires_grad_()
+    logs = network(seen).log_softmax(1)
+    goal = {
+        "label": torch.eye(logs.shape[1]).double()[labels],
+        "uniform": torch.full_like(logs, 1 / logs.shape[1]),
+        "entropy": logs.exp(),
+        "distilled": (network(x) / 2.0).softmax(1).detach(),
+    }[of]
+    (gradient,) = torch.autograd.grad(-(goal * logs).sum(), seen)
+    expected = -logs.gather(1, labels[:, None]).mean() + 0.5 * gradient.square().sum((1, 2, 3)).mean()
+    torch.testing.assert_close(value(), expected, rtol=1e-10, atol=1e-12)
+    parameters, analytic = list(network.parameters()), gradients(value(), network)
+    for _ in range(3):
+        direction = [torch.empty_like(p).normal_(generator=generator) for p in parameters]
+        along = sum(float((a * d).sum()) for a, d in zip(analytic, direction, strict=True))
+        ends = []
+        for length in (1e-5, -2e-5):
+            torch._foreach_add_([p.data for p in parameters], direction, alpha=length)
+            ends.append(float(value().detach()))
+        torch._foreach_add_([p.data for p in parameters], direction, alpha=1e-5)
+        assert (ends[0] - ends[1]) / 2e-5 == pytest.approx(along, rel=1e-5)
+
+
+def smooth(network: Network) -> Network:
+    """In float64, its ReLUs replaced: finite differences do not step over kinks."""
+    return softplus(network.double())
+
+
+def test_double_backprop_readings(tiny: Network, images: Tensor, labels: Tensor, generator: torch.Generator) -> None:
+    """λ per example is `lam / (2 b)` of theirs; both defences are the mean of the two losses."""
+    network, x = tiny.double(), images.double()
+    written = double_backprop(network, x, labels, step=0, lam=0.3)[0]
+    coded = double_backprop(network, x, labels, step=0, lam=0.3 * 2 * len(x), reading="as_coded")[0]
+    all_close(network, written, coded)
+    attack = partial(fgsm, ball=Linf(0.1))
+    both = double_backprop(network, x, labels, step=0, lam=0.3, attack=attack, generator=generator)[0]
+    attacked = standard(network, attack(network, x, labels), labels, step=0)[0]
+    all_close(network, both, (written + attacked) / 2)
+    with pytest.raises(PellucidError, match="lam"):
+        double_backprop(network, x, labels, step=0, lam=-1.0)
+
+
+def test_ig_norm_bounds_the_attacked_loss(tiny: Network, images: Tensor, labels: Tensor, seeded: Seeded) -> None:
+    """At λ = 1 and with many points `CE(x) + ‖IG‖_1 >= CE(x')` for every x' of the ball, by completeness."""
+    network, x = tiny.double(), images.double()
+    for seed in range(20):
+        attacked = Linf(0.3).sample(x, seeded(seed)).clamp(0, 1)
+        clean, far = (torch.nn.functional.cross_entropy(network(at), labels, reduction="none") for at in (x, attacked))
+        bound = clean + attribution_norm(network, x, attacked, labels, points=2000)
+        assert (bound >= far - 1e-3 * far.abs()).all()
+
+
+def test_ig_norm_by_a_loop(
+    tiny: Network, images: Tensor, labels: Tensor, generator: torch.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The attribution one point and one image at a time; as coded λ is divided by the batch size."""
+    network, x = tiny.double(), images.double()
+    attacked = Linf(0.2).sample(x, generator).clamp(0, 1)
+    norms = []
+    for i in range(len(x)):
+        total = torch.zeros_like(x[i : i + 1])
+        for k in range(1, 6):
+            z = (x[i : i + 1] + k / 5 * (attacked - x)[i : i + 1]).requires_grad_()
+            loss = torch.nn.functional.cross_entropy(network(z), labels[i : i + 1])
+            total += torch.autograd.grad(loss, z, create_graph=True)[0]
+        norms.append(((attacked - x)[i : i + 1] * total / 5).abs().sum())
+    norm = torch.stack(norms)
+    torch.testing.assert_close(attribution_norm(network, x, attacked, labels, points=5), norm, rtol=1e-10, atol=1e-12)
+    monkeypatch.setattr(worst, "ascend", lambda *_, **__: attacked)
+    fit, fit_attacked = (standard(network, at, labels, step=0)[0] for at in (x, attacked))
+    plain = partial(ig_norm, network, x, labels, step=0, generator=generator, lam=0.4)
+    all_close(network, plain()[0], fit + 0.4 * norm.mean())
+    all_close(network, plain(adversarial=True)[0], fit_attacked + 0.4 * norm.mean())
+    all_close(network, plain(reading="as_coded")[0], fit + 0.4 / len(x) * norm.mean())
+
+
+def test_distillation_from_certainty_at_temperature_1_is_standard(
+    tiny: Network, images: Tensor, labels: Tensor
+) -> None:
+    """A teacher whose softmax is the one-hot label, T = 1."""
+
+    class Sure(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return 1e4 * torch.eye(5, dtype=x.dtype)[labels]
+
+    network, x = tiny.double(), images.double()
+    loss, _ = distilled(network, x, labels, step=0, teacher=Sure(), temperature=1.0)
+    all_close(network, loss, standard(network, x, labels, step=0)[0])
+    with pytest.raises(PellucidError, match="teacher"):
+        distilled(network, x, labels, step=0)
+
+
+def test_trades_by_its_formula(
+    tiny: Network, images: Tensor, labels: Tensor, generator: torch.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """CE(x) + beta Σ p (log p - log q), the gradient through both arguments; the search raises the divergence."""
+    network, x = tiny.double(), images.double()
+    attacked = Linf(0.2).sample(x, generator).clamp(0, 1)
+    with monkeypatch.context() as patched:
+        patched.setattr(worst, "ascend", lambda *_, **__: attacked)
+        loss, _ = trades(network, x, labels, step=0, generator=generator, beta=3.0)
+    p, q = network(x).softmax(1), network(attacked).softmax(1)
+    expected = standard(network, x, labels, step=0)[0] + 3.0 * (p * (p.log() - q.log())).sum(1).mean()
+    all_close(network, loss, expected)
+    for start in ("gaussian", "uniform", "blocks"):
+        found = []
+        for steps in (0, 5):
+            again = torch.Generator().manual_seed(1)
+            _, terms = trades(network, x, labels, step=0, generator=again, steps=steps, step_size=0.05, start=start)
+            found.append(terms["divergence"])
+        assert found[1] > found[0]
+
+
+def test_the_alternation_and_predicted_labels(tiny: Network, images: Tensor, labels: Tensor) -> None:
+    """Every second batch is attacked only; attacks away from the prediction differ where that is wrong."""
+    network, x = tiny.double(), images.double()
+    attack = partial(fgsm, ball=Linf(0.1))
+    attacked = standard(network, attack(network, x, labels), labels, step=1)[0]
+    all_close(network, adversarial(network, x, labels, step=1, attack=attack, alternate=True)[0], attacked)
+    wrong = (network(x).argmax(1) + 1) % 5
+    away = attack(network, x, network(x).argmax(1))
+    expected = standard(network, away, wrong, step=0)[0]
+    all_close(network, adversarial(network, x, wrong, step=0, attack=attack, labels="predicted")[0], expected)
+
+
+def test_fast_training_takes_one_step_from_noise(tiny: Network, images: Tensor, labels: Tensor, seeded: Seeded) -> None:
+    """`Π(x + eta + 1.25 eps sign)`, and N-FGSM's without Π: 2 eps of noise and eps more."""
+    network, x = tiny.double(), images.double()
+
+    def expected(noise: float, length: float, project: bool) -> Tensor:
+        start = Linf(noise * 0.1).sample(x, seeded(4)).clamp(0, 1)
+        seen = start.clone().requires_grad_()
+        loss = torch.nn.functional.cross_entropy(network(seen), labels, reduction="sum")
+        at = start + length * 0.1 * torch.autograd.grad(loss, seen)[0].sign()
+        at = (Linf(0.1).project(at, x) if project else at).clamp(0, 1)
+        return standard(network, at, labels, step=0)[0]
+
+    common = {"step": 0, "ball": Linf(0.1)}
+    plain = fast(network, x, labels, generator=seeded(4), **common)[0]
+    all_close(network, plain, expected(1.0, 1.25, True))
+    free = fast(network, x, labels, generator=seeded(4), length=1.0, noise=2.0, project=False, **common)[0]
+    all_close(network, free, expected(2.0, 1.0, False))
+
+
+def test_starts_in_blocks_are_corners_of_the_ball(images: Tensor, generator: torch.Generator) -> None:
+    """±1 everywhere, both signs, and neighbours agree far more often than chance has it."""
+    x = images.repeat(20, 1, 1, 1)
+    signs = worst.blocks_of_signs(x, generator)
+    assert signs.shape == x.shape
+    assert set(signs.unique().tolist()) == {-1.0, 1.0}
+    assert 0.4 < float((signs > 0).float().mean()) < 0.6
+    assert float((signs[..., 1:, :] == signs[..., :-1, :]).float().mean()) > 0.7
 
 
 def test_schedules_in_closed_form() -> None:

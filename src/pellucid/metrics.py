@@ -149,3 +149,15 @@ def _tau_by_signs(maps: Float[Tensor, "n d"], other: Float[Tensor, "n d"], i: Te
 
 def _norm(delta: Float[Tensor, "b m d"], p: int) -> Float[Tensor, "b m"]:
     return delta.abs().sum(2) if p == 1 else delta.norm(dim=2)
+
+
+def attribution_norm(model: nn.Module, x: Images, attacked: Images, y: Labels, *, points: int) -> PerExample:
+    """`‖IG(x, x')‖_1` of the cross entropy, differentiable in the weights and in x'. All points go in one batch."""
+    with torch.enable_grad():
+        delta = attacked - x
+        shares = torch.arange(1, points + 1, device=x.device, dtype=x.dtype)[:, None, None, None, None] / points
+        way = (x + shares * delta).flatten(0, 1)
+        way = way if way.requires_grad else way.requires_grad_()
+        loss = F.cross_entropy(model(way), y.repeat(points), reduction="sum")
+        (gradient,) = torch.autograd.grad(loss, way, create_graph=True)
+        return (delta * gradient.unflatten(0, (points, len(x))).mean(0)).flatten(1).abs().sum(1)

@@ -7,15 +7,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pellucid.balls import Ball, Linf, Radius
+from pellucid.balls import Ball, Linf
 from pellucid.errors import PellucidError
 from pellucid.interpreters.activations import cam
 from pellucid.mapping import drawing_from, logits_and_all_maps
 from pellucid.metrics import weighted_discrepancy
 from pellucid.network import frozen
+from pellucid.objectives.standard import standard
 from pellucid.schedules import Schedule, at
-from pellucid.search import Loss, ascend
 from pellucid.types import Generator, Images, Interpreter, Labels, Logits, Maps, PerExample
+from pellucid.worst import Search, Start
 
 Reading = Literal["as_written", "as_coded"]
 
@@ -45,30 +46,6 @@ class _Discrepancy:
         return logits_and_all_maps(model, x, self.interpreter)
 
 
-@dataclass(frozen=True)
-class _Search:
-    """Where and how the inner maximum is sought."""
-
-    ball: Ball
-    eps: Schedule | None
-    steps: int
-    step_size: float | None
-
-    def __call__(self, loss: Loss, x: Images, step: int, generator: Generator) -> Images:
-        ball = self.ball if self.eps is None else self.ball.resized(at(self.eps, step))
-        size: Radius = 2.5 * ball.eps / max(1, self.steps) if self.step_size is None else self.step_size
-        return ascend(
-            loss,
-            x,
-            ball,
-            steps=self.steps,
-            step_size=size,
-            random_start=True,  # at x itself the discrepancy has no gradient
-            keep_best=False,
-            generator=generator,
-        )
-
-
 def int_(
     model: nn.Module,
     x: Images,
@@ -80,33 +57,39 @@ def int_(
     eps: Schedule | None = None,
     steps: int = 10,
     step_size: float | None = None,
-    gamma: float = 1.0,
+    gamma: Schedule = 1.0,
     adversarial: bool = False,
+    clean: float = 0.0,
     one_class: bool = False,
     reading: Reading = "as_written",
     interpreter: Interpreter = cam,
     detach_weights: bool = False,
+    start: Start = "uniform",
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Int: `CE(f(x), y) + gamma · max_{x'} D~(x, x')`, D~ of eq. 8; the maximum by projected steepest ascent.
 
-    `adversarial` (Int-Adv): `max_{x'} [CE(f(x'), y) + gamma D~(x, x')]`, and no clean loss. `one_class` keeps only the
-    true class's term (Int-1-class). `eps` is the radius at this training step, a number or a schedule, by default
-    the ball's. The published networks come from `reading="as_coded"` and gamma 0.01, about gamma 1 as written.
+    `adversarial` (Int-Adv): `max_{x'} [CE(f(x'), y) + gamma D~(x, x')]`, and no clean loss but for the share `clean` of
+    it, 0 as published. `one_class` keeps only the true class's term (Int-1-class). `eps` is the radius at this training
+    step, a number or a schedule, by default the ball's; `gamma` may follow a schedule too. The published networks come
+    from `reading="as_coded"` and gamma 0.01, about gamma 1 as written. `start` is where searches begin: "uniform" in
+    the ball, or for half of them "blocks", a corner of it.
     Source: Boopathy et al. 2020, eqs. 8 and 9. Deviation: x' is sought on the network in eval mode.
     """
+    if at(gamma, step) == 0 and not adversarial:
+        return standard(model, x, y, step=step)
     distance = _Discrepancy(drawing_from(interpreter, generator), reading, one_class, detach_weights)
-    search = _Search(ball, eps, steps, step_size)
+    search, weight = Search(ball, eps, steps, step_size, start), at(gamma, step)
     with frozen(model):
         with torch.no_grad():
-            clean = distance.maps(model, x)[1]
+            maps_clean = distance.maps(model, x)[1]
 
-        def worst(at: Images) -> PerExample:
-            logits, maps = distance.maps(model, at)
-            found = distance(clean, maps, logits, y)
-            return gamma * found + F.cross_entropy(logits, y, reduction="none") if adversarial else found
+        def worst(there: Images) -> PerExample:
+            logits, maps = distance.maps(model, there)
+            found = distance(maps_clean, maps, logits, y)
+            return weight * found + F.cross_entropy(logits, y, reduction="none") if adversarial else found
 
         attacked = search(worst, x, step, generator)
-    return _loss(model, x, attacked, y, distance, gamma, adversarial)
+    return _loss(model, x, attacked, y, distance, weight, clean if adversarial else 1.0)
 
 
 def int2(
@@ -120,37 +103,43 @@ def int2(
     eps: Schedule | None = None,
     steps: int = 10,
     step_size: float | None = None,
-    gamma: float = 1.0,
+    gamma: Schedule = 1.0,
     adversarial: bool = False,
+    clean: float = 0.0,
     one_class: bool = False,
     reading: Reading = "as_written",
     interpreter: Interpreter = cam,
     detach_weights: bool = False,
+    start: Start = "uniform",
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Int2: `CE(f(x), y) + gamma · D~(x, x')` at `x' = argmax CE(f(x'), y)`: the inner attack is on the prediction.
 
-    `adversarial` (Int2-Adv) replaces the clean loss by `CE(f(x'), y)`. Options as for Int.
+    `adversarial` (Int2-Adv) replaces the clean loss by `(1 - clean) CE(f(x'), y) + clean CE(f(x), y)`, `clean` being 0
+    as published. Options as for Int.
     Source: Boopathy et al. 2020 (ICML version), with D~ of eq. 8.
     """
+    if at(gamma, step) == 0 and not adversarial:
+        return standard(model, x, y, step=step)
     distance = _Discrepancy(drawing_from(interpreter, generator), reading, one_class, detach_weights)
-    search = _Search(ball, eps, steps, step_size)
+    search = Search(ball, eps, steps, step_size, start)
     with frozen(model):
-        attacked = search(lambda at: F.cross_entropy(model(at), y, reduction="none"), x, step, generator)
-    return _loss(model, x, attacked, y, distance, gamma, adversarial)
+        attacked = search(lambda there: F.cross_entropy(model(there), y, reduction="none"), x, step, generator)
+    return _loss(model, x, attacked, y, distance, at(gamma, step), clean if adversarial else 1.0)
 
 
 def _loss(
-    model: nn.Module,
-    x: Images,
-    attacked: Images,
-    y: Labels,
-    distance: _Discrepancy,
-    gamma: float,
-    adversarial: bool,
+    model: nn.Module, x: Images, attacked: Images, y: Labels, distance: _Discrepancy, gamma: float, clean: float
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    logits, clean = distance.maps(model, x)
-    logits_attacked, maps = distance.maps(model, attacked)
-    fit = F.cross_entropy(logits_attacked if adversarial else logits, y)
-    apart = distance(clean, maps, logits_attacked, y).mean()
-    name = "adversarial_cross_entropy" if adversarial else "cross_entropy"
-    return fit + gamma * apart, {name: fit.detach(), "discrepancy": apart.detach()}
+    """Share `clean` of the clean loss, the rest of the attacked one, and gamma times the discrepancy."""
+    logits, maps = distance.maps(model, x)
+    logits_attacked, maps_attacked = distance.maps(model, attacked)
+    apart = distance(maps, maps_attacked, logits_attacked, y).mean()
+    loss, terms = gamma * apart, {"discrepancy": apart.detach()}
+    for name, share, answer in (
+        ("cross_entropy", clean, logits),
+        ("adversarial_cross_entropy", 1 - clean, logits_attacked),
+    ):
+        if share:
+            fit = F.cross_entropy(answer, y)
+            loss, terms = share * fit + loss, {name: fit.detach()} | terms
+    return loss, terms

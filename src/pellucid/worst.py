@@ -1,0 +1,89 @@
+"""The inner maximum of a training objective: which radius at this step, and the search within it."""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
+import torch
+
+from pellucid import registry
+from pellucid.balls import Ball, Radius, per_image
+from pellucid.errors import PellucidError
+from pellucid.schedules import Schedule, at
+from pellucid.search import Loss, ascend
+from pellucid.types import Attack, Generator, Images
+
+Start = Literal["uniform", "gaussian", "blocks"]
+NEAR = 0.001  # standard deviation of the Gaussian start, as in TRADES
+LARGEST_BLOCK = 9  # pixels; images of 28 to 32 px
+
+
+@dataclass(frozen=True)
+class Search:
+    """Projected steepest ascent at this step's radius: the last iterate. Steps are of `step_size`, or 2.5 eps / steps.
+
+    It starts at random in the ball, near x, or half the time at a corner of an Linf ball (`blocks`).
+    """
+
+    ball: Ball
+    eps: Schedule | None
+    steps: int
+    step_size: float | None
+    start: Start = "uniform"
+
+    def __call__(self, loss: Loss, x: Images, step: int, generator: Generator) -> Images:
+        ball = resized(self.ball, self.eps, step)
+        size: Radius = 2.5 * ball.eps / max(1, self.steps) if self.step_size is None else self.step_size
+        start = self._start(x, ball, generator)
+        return ascend(loss, x, ball, steps=self.steps, step_size=size, start=start, keep_best=False)
+
+    def _start(self, x: Images, ball: Ball, generator: Generator) -> Images:
+        if self.start == "gaussian":
+            near = x + NEAR * torch.empty_like(x).normal_(generator=generator)
+            return ball.project(near, x)
+        inside = ball.sample(x, generator)
+        if self.start == "uniform":
+            return inside
+        if self.start != "blocks":
+            raise PellucidError(f"start (={self.start!r}) must be uniform, gaussian or blocks")
+        corner = ball.project(x + per_image(ball.eps, x) * blocks_of_signs(x, generator), x)
+        half = torch.empty(len(x), 1, 1, 1, dtype=x.dtype, device=x.device).uniform_(generator=generator) < 0.5
+        return torch.where(half, corner, inside)
+
+
+def blocks_of_signs(x: Images, generator: Generator) -> Images:
+    """-1 or 1, the same within a block: blocks of 1 to 9 pixels, of an image one size, or stripes from top to bottom.
+
+    Where searches without gradients such as Square look (Andriushchenko et al. 2020), and gradients seldom lead.
+    """
+    b, c, h, w = x.shape
+
+    def draw(low: int, high: int) -> torch.Tensor:
+        return torch.randint(low, high, (b, 1), generator=generator, device=x.device)
+
+    size = draw(1, LARGEST_BLOCK + 1)
+    rows = (torch.arange(h, device=x.device) + draw(0, LARGEST_BLOCK)) // size
+    columns = (torch.arange(w, device=x.device) + draw(0, LARGEST_BLOCK)) // size
+    rows = torch.where(draw(0, 3) == 0, 0, rows)
+    wide = w + LARGEST_BLOCK
+    cells = (rows[:, :, None] * wide + columns[:, None, :]).view(b, 1, h * w).expand(b, c, h * w)
+    signs = torch.randint(0, 2, (b, c, (h + LARGEST_BLOCK) * wide), generator=generator, device=x.device)
+    return (2 * signs.gather(2, cells) - 1).view_as(x).to(x.dtype)
+
+
+def resized(ball: Ball, eps: Schedule | None, step: int) -> Ball:
+    """The ball at the radius of this training step; as it is where that says nothing."""
+    return ball if eps is None else ball.resized(at(eps, step))
+
+
+def within(attack: Attack, eps: Schedule | None, step: int) -> Attack:
+    """The attack at the radius of this training step."""
+    if eps is None:
+        return attack
+    ball = registry.option(attack, "ball")
+    if not isinstance(ball, Ball):
+        raise PellucidError(
+            f"eps={registry.describe(eps)} needs an attack in a ball: {registry.describe(attack)} has none"
+        )
+    at_step: Attack = partial(attack, **{"ball": resized(ball, eps, step)})
+    return at_step
