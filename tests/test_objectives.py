@@ -270,10 +270,16 @@ def test_double_backprop_against_finite_differences(
         along = sum(float((a * d).sum()) for a, d in zip(analytic, direction, strict=True))
         ends = []
         for length in (1e-5, -2e-5):
-            torch._foreach_add_([p.data for p in parameters], direction, alpha=length)
+            move(parameters, direction, length)
             ends.append(float(value().detach()))
-        torch._foreach_add_([p.data for p in parameters], direction, alpha=1e-5)
+        move(parameters, direction, 1e-5)
         assert (ends[0] - ends[1]) / 2e-5 == pytest.approx(along, rel=1e-5)
+
+
+def move(parameters: list[nn.Parameter], direction: list[Tensor], length: float) -> None:
+    with torch.no_grad():
+        for parameter, along in zip(parameters, direction, strict=True):
+            parameter.add_(along, alpha=length)
 
 
 def smooth(network: Network) -> Network:
