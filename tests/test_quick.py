@@ -6,7 +6,8 @@ from torch import nn
 
 from pellucid.architectures.resnet import resnet18, wresnet
 from pellucid.architectures.small import pool, ross
-from pellucid.network import Network, frozen
+from pellucid.foreign import as_network
+from pellucid.network import Network, Normalise, frozen
 from pellucid.quick import quick_trunk
 
 BUILDERS = {
@@ -73,3 +74,29 @@ def test_resnet18_has_the_usual_parameters(generator: torch.Generator) -> None:
     assert sum(p.numel() for p in resnet18(size=32, classes=10, generator=generator).parameters()) == 11_173_962
     names = set(resnet18(generator=generator).trunk.state_dict())
     assert {"conv1.weight", "bn1.running_mean", "layer2.0.downsample.0.weight", "layer4.1.bn2.bias"} <= names
+
+
+def test_a_trunk_that_cannot_be_traced_is_left_as_it_is(generator: torch.Generator) -> None:
+    """Taken apart by a hook, branching on its input, with parametrised weights, watched: slow, and the same values."""
+    x = torch.rand(3, 1, 8, 8, generator=generator)
+    layers = [nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU()]
+    foreign = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)).eval()
+    networks = {
+        "captured": as_network(foreign, x),
+        "branching": Network(nn.Sequential(Normalise((0.5,), (0.5,)), *layers), nn.Linear(4, 3)),
+        "parametrised": Network(
+            nn.Sequential(nn.utils.parametrizations.spectral_norm(nn.Conv2d(1, 4, 3)), *layers[1:]), nn.Linear(4, 3)
+        ),
+    }
+    for network in networks.values():
+        network.eval()
+        plain = network(x)
+        with frozen(network):
+            assert torch.equal(network(x), plain)
+    network, seen = uneven(resnet18(size=32, classes=4, channels=1, generator=generator), generator), []
+    last = list(network.trunk.children())[-1]
+    last.register_full_backward_hook(lambda *_: seen.append(1))
+    with frozen(network):
+        there = torch.rand(2, 1, 32, 32, generator=generator).requires_grad_()
+        network(there).sum().backward()
+    assert seen == [1]

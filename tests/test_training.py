@@ -19,15 +19,18 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pellucid import registry, training
+from pellucid import registry, stepping, training
 from pellucid.checkpoint import State, load_checkpoint
 from pellucid.data import ImageSet, load
 from pellucid.errors import PellucidError
 from pellucid.models import load_model
+from pellucid.parallel import Team
 from pellucid.recipe import Recipe, identity
 from pellucid.run_folder import locked, other_threads
 from pellucid.seeds import derive_seed
-from pellucid.training import _batches, train
+from pellucid.stepping import _batches
+from pellucid.training import train
+from pellucid.watch import Best
 
 RECIPE = Recipe(objective="adversarial(attack=pgd(ball=Linf(0.1), steps=2))", steps=12, batch_size=16, seed=3)
 LONG = dataclasses.replace(RECIPE, steps=200)
@@ -261,7 +264,7 @@ def edit(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
 def test_a_broken_checkpoint_is_named(begun: Path, digits: ImageSet) -> None:
     """A checkpoint that cannot be read, or is another network's, raises and names the file."""
     network = load_model(begun)[0]
-    state = State(network, torch.optim.Adam(network.parameters()), torch.Generator())
+    state = State(network, torch.optim.Adam(network.parameters()), torch.Generator(), None, Best(), Team())
     path = begun / "checkpoint.safetensors"
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(PellucidError, match="checkpoint"):
@@ -386,7 +389,7 @@ def logged(folder: Path) -> list[int]:
 
 def test_tensorboard_has_each_step_once(tmp_path: Path, digits: ImageSet, monkeypatch: pytest.MonkeyPatch) -> None:
     """What was logged after the last checkpoint, or before the first, is logged anew and not twice."""
-    monkeypatch.setattr(training, "LOG_EVERY", 1)
+    monkeypatch.setattr(stepping, "LOG_EVERY", 1)
     recipe = dataclasses.replace(SHORT, steps=5)
 
     def fail(step: int, entry: dict[str, float]) -> None:
@@ -445,7 +448,8 @@ def test_each_stream_has_a_seed_of_its_own(
 ) -> None:
     """Initial weights, batches, attacks and dropout draw from generators that begin differently."""
     asked: list[tuple[int | str, ...]] = []
-    monkeypatch.setattr(training, "derive_seed", lambda *parts: (asked.append(parts), derive_seed(*parts))[1])
+    for module in (training, stepping):
+        monkeypatch.setattr(module, "derive_seed", lambda *parts: (asked.append(parts), derive_seed(*parts))[1])
     train(Recipe(steps=1, batch_size=8, seed=seed), digits, tmp_path)
     assert set(asked) == {(seed, "initial weights"), (seed, "batches", 0), (seed, "attacks"), (seed, "dropout")}
 

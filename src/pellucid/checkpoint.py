@@ -9,9 +9,12 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.optim.swa_utils import AveragedModel
 
 from pellucid.errors import PellucidError
+from pellucid.parallel import Team
 from pellucid.recipe import differences
+from pellucid.watch import Best
 from pellucid.weights import read_safetensors, write_atomically
 
 
@@ -21,15 +24,22 @@ class State(NamedTuple):
     network: nn.Module
     optimiser: Optimizer
     generator: torch.Generator
+    averaged: AveragedModel | None  # of the weights over the steps
+    best: Best  # by the held-out images
+    team: Team
 
 
 def save_checkpoint(path: Path, state: State, run: Mapping[str, Any], *, step: int, log: list[dict]) -> None:
     """Write the state after `step` steps of a run (a `recipe.identity`), as of between two steps.
 
-    Whoever is killed while writing leaves the last checkpoint whole.
+    Whoever is killed while writing leaves the last checkpoint whole. Of several processes the leader writes, after
+    all have sent it the states of their generators.
     """
-    optimiser = state.optimiser.state_dict()
+    optimiser, team, device = state.optimiser.state_dict(), state.team, state.generator.device
     tensors = {f"network.{name}": tensor for name, tensor in state.network.state_dict().items()}
+    if state.averaged is not None:
+        tensors |= {f"averaged.{name}": tensor for name, tensor in state.averaged.state_dict().items()}
+    tensors |= {f"best.{name}": tensor for name, tensor in (state.best.weights or {}).items()}
     plain: dict[str, dict[str, Any]] = {}
     for index, values in optimiser["state"].items():
         for name, value in values.items():
@@ -37,11 +47,16 @@ def save_checkpoint(path: Path, state: State, run: Mapping[str, Any], *, step: i
                 tensors[f"optimiser.{index}.{name}"] = value
             else:
                 plain.setdefault(str(index), {})[name] = value
-    tensors["generator"] = state.generator.get_state()
-    tensors["global_generator"] = torch.get_rng_state()  # dropout draws from it: it takes no generator
-    if state.generator.device.type == "cuda":
-        tensors["cuda_generator"] = torch.cuda.get_rng_state(state.generator.device)
+    own = {"generator": state.generator.get_state()}
+    own["global_generator"] = torch.get_rng_state()  # dropout draws from it: it takes no generator
+    if device.type == "cuda":
+        own["cuda_generator"] = torch.cuda.get_rng_state(device)
+    for name, mine in own.items():
+        tensors |= {_of_rank(name, rank): each for rank, each in enumerate(team.gather(mine, device))}
+    if not team.leads:
+        return
     facts = {"step": step, "groups": optimiser["param_groups"], "plain": plain, "log": log, "run": run}
+    facts["best"] = state.best.facts()
     content = save({k: t.detach().cpu().contiguous() for k, t in tensors.items()}, {"state": json.dumps(facts)})
     write_atomically(path, content)
 
@@ -74,15 +89,27 @@ def load_checkpoint(path: Path, state: State, run: Mapping[str, Any]) -> tuple[i
 
 
 def _restore(state: State, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
-    prefix = "network."
-    state.network.load_state_dict({k.removeprefix(prefix): t for k, t in tensors.items() if k.startswith(prefix)})
+    state.network.load_state_dict(_under("network.", tensors))
     found: dict[int, dict[str, Any]] = {int(index): dict(values) for index, values in facts["plain"].items()}
     for key, tensor in tensors.items():
         if key.startswith("optimiser."):
             _, index, name = key.split(".", 2)
             found.setdefault(int(index), {})[name] = tensor
     state.optimiser.load_state_dict({"state": found, "param_groups": facts["groups"]})
-    state.generator.set_state(tensors["generator"])
-    torch.set_rng_state(tensors["global_generator"])
+    if state.averaged is not None:
+        state.averaged.load_state_dict(_under("averaged.", tensors))
+    state.best.restore(facts["best"], _under("best.", tensors))
+    rank = state.team.rank
+    state.generator.set_state(tensors[_of_rank("generator", rank)])
+    torch.set_rng_state(tensors[_of_rank("global_generator", rank)])
     if state.generator.device.type == "cuda":
-        torch.cuda.set_rng_state(tensors["cuda_generator"], state.generator.device)
+        torch.cuda.set_rng_state(tensors[_of_rank("cuda_generator", rank)], state.generator.device)
+
+
+def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def _of_rank(name: str, rank: int) -> str:
+    """The leader's, and that of one process alone, has the plain name."""
+    return f"{name}.{rank}" if rank else name

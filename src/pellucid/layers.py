@@ -64,7 +64,7 @@ class _Convolution(torch.autograd.Function):
 def _input_gradient(gradient: Tensor, weight: Tensor, ctx: Any) -> Tensor:
     size, kernel, stride, padding = ctx.size, weight.shape[2:], ctx.stride, ctx.padding
     few = weight.shape[1] <= FEW_CHANNELS
-    if few and stride == (1, 1) and all(padding[axis] < kernel[axis] for axis in (0, 1)):
+    if few and len(gradient) and stride == (1, 1) and all(padding[axis] < kernel[axis] for axis in (0, 1)):
         return _in_blocks(gradient, weight, size, padding)
     if few:  # one matrix product, then overlapping patches are added up
         patches = weight.flatten(1).t() @ gradient.flatten(2)

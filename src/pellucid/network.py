@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from pellucid.errors import PellucidError
 from pellucid.inputs import given
 from pellucid.layers import Conv2d, convolve
-from pellucid.quick import quick_trunk
+from pellucid.quick import quick_trunk, watched
 from pellucid.types import Images, Labels, Logits
 
 ClassMaps = Float[Tensor, "b classes hm wm"]
@@ -111,7 +111,7 @@ class Network(nn.Module):
 
     def _quick(self) -> nn.Module | None:
         """A quicker trunk while the network is held still; the hooks of a watched trunk must see the real one."""
-        if self._held is None or any(m._forward_hooks or m._forward_pre_hooks for m in self.trunk.modules()):
+        if self._held is None or any(watched(module) for module in self.trunk.modules()):
             return None
         if not self._held_trunk:
             self._held_trunk.append(quick_trunk(self.trunk))
@@ -209,7 +209,7 @@ def why_not_folded(network: Network) -> str | None:
         return "the trunk, its last convolution or the head computes something of its own"
     if last.groups != 1 or last.padding_mode != "zeros" or isinstance(last.padding, str):
         return "the last convolution is grouped, or not padded with a number of zeros"
-    if any(m._forward_hooks or m._forward_pre_hooks for m in (trunk, last, network.head)):
+    if any(watched(module) for module in (trunk, last, network.head)):
         return "a hook watches the trunk, its last convolution or the head"
     return None
 

@@ -8,12 +8,13 @@ from typing import Any
 
 import torch
 from torch import fx, nn
+from torch.fx.proxy import TraceError
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from pellucid.layers import FEW_CHANNELS, Conv2d
 
-# Whose modules compute nothing that a trace would miss: no branch on a value, no state of their own.
-_TRUSTED = ("torch.nn.", "torchvision.models.", "pellucid.")
+# Whose modules compute nothing that a trace would miss: no branch on a value, no hook, no state of their own.
+_TRUSTED = ("torch.nn.modules.", "torchvision.models.", "pellucid.architectures.", "pellucid.layers.")
 
 
 class _Tracer(fx.Tracer):
@@ -24,7 +25,7 @@ class _Tracer(fx.Tracer):
 def quick_trunk(trunk: nn.Module) -> nn.Module | None:
     """The same function in eval mode, or None where it is not known to be the same, or not quicker."""
     modules = list(trunk.modules())
-    if any(module.training or not type(module).__module__.startswith(_TRUSTED) for module in modules):
+    if any(module.training or watched(module) or not _is_trusted(module) for module in modules):
         return None
     first = next(iter(trunk.parameters()), None)
     if first is None or first.device.type != "cpu":
@@ -34,13 +35,25 @@ def quick_trunk(trunk: nn.Module) -> nn.Module | None:
         quick = copy.deepcopy(trunk, shared)
         _use_ordinary_convolutions(quick)
         if any(isinstance(module, nn.BatchNorm2d) for module in modules):
-            quick = _folded(fx.GraphModule(quick, _Tracer().trace(quick)))
+            try:
+                quick = _folded(fx.GraphModule(quick, _Tracer().trace(quick)))
+            except (TraceError, TypeError):  # it branches on what it is given
+                return None
     for module in quick.modules():
         if isinstance(module, nn.Conv2d):
             weight = module.weight.detach()  # `contiguous` would leave a single input channel as it is
             weight = torch.empty_like(weight, memory_format=torch.channels_last).copy_(weight)
             module.weight = nn.Parameter(weight, requires_grad=False)
     return quick.eval()
+
+
+def _is_trusted(module: nn.Module) -> bool:
+    return f"{type(module).__module__}.".startswith(_TRUSTED)
+
+
+def watched(module: nn.Module) -> bool:
+    """Whether a hook is to see what goes through the module."""
+    return any((module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks))
 
 
 def _folded(graph: fx.GraphModule) -> fx.GraphModule:

@@ -2,10 +2,11 @@
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from pellucid import augmentations
 from pellucid.errors import PellucidError
 from pellucid.schedules import Cosine, Ramp
 from pellucid.seeds import check_seed
@@ -16,7 +17,13 @@ class Recipe:
     """The same recipe on the same machine gives the same weights, interrupted or not.
 
     `lr` is the learning rate at the start; `decay` takes it to zero over the last `decay_share` of the run
-    (`constant` does not). `clip` bounds the norm of the parameter gradient.
+    (`constant` does not). `clip` bounds the norm of the parameter gradient. Each step takes `accumulate` batches.
+    With `ema` the result is the exponential average of the weights.
+
+    `validate`, `keep="best"`, `patience` and `stop_at` watch `held_out` images, which are then not trained on, every
+    `validate_every` steps: the score is the accuracy under the attack `validate`, or without one the clean accuracy.
+    `keep="best"` returns the weights of the best score, and stops where robust accuracy collapses to half of it;
+    `patience` stops after so many validations without a better one, `stop_at` at a clean accuracy.
     """
 
     objective: str = "standard"
@@ -34,10 +41,21 @@ class Recipe:
     weight_decay: float = 0.0
     clip: float | None = None
     precision: Literal["fp32", "bf16"] = "fp32"
+    accumulate: int = 1
+    augment: Sequence[str] = ()
+    ema: float = 0.0
+    validate: str = ""
+    validate_every: int = 500
+    held_out: int = 500
+    keep: Literal["last", "best"] = "last"
+    patience: int | None = None
+    stop_at: float | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
         check_seed(self.seed)
+        object.__setattr__(self, "augment", tuple(self.augment))  # JSON has lists only
+        augmentations.check(self.augment)
         rules = {
             "steps": self.steps >= 1,
             "batch_size": self.batch_size >= 1,
@@ -50,10 +68,22 @@ class Recipe:
             "clip": self.clip is None or self.clip > 0,
             "momentum": 0 <= self.momentum < 1,
             "weight_decay": self.weight_decay >= 0,
+            "accumulate": self.accumulate >= 1,
+            "ema": 0 <= self.ema < 1,
+            "validate_every": self.validate_every >= 1,
+            "held_out": self.held_out >= 1,
+            "keep": self.keep in ("last", "best"),
+            "patience": self.patience is None or self.patience >= 1,
+            "stop_at": self.stop_at is None or 0 < self.stop_at <= 1,
         }
         for name, kept in rules.items():
             if not kept:
                 raise PellucidError(f"{name} (={getattr(self, name)!r}) is out of range: see pellucid train --help")
+
+    @property
+    def watches(self) -> bool:
+        """Whether images are held out."""
+        return bool(self.validate) or self.keep == "best" or self.patience is not None or self.stop_at is not None
 
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self), indent=1)
@@ -67,9 +97,10 @@ class Recipe:
         return shape(self.lr, 0.0, first, self.steps)(step)
 
 
-def identity(recipe: Recipe, *, data_digest: str, device: str) -> dict[str, Any]:
-    """All that must be the same for a run to go on as itself: the recipe, the data's digest, the type of device."""
-    return {"recipe": dataclasses.asdict(recipe), "data_digest": data_digest, "device": device}
+def identity(recipe: Recipe, *, data_digest: str, device: str, processes: int = 1, teacher: str = "") -> dict[str, Any]:
+    """All that must be the same for a run to go on as itself: recipe, data, type of device, processes, teacher."""
+    known = {"recipe": dataclasses.asdict(recipe), "data_digest": data_digest, "device": device}
+    return known | ({"processes": processes} if processes > 1 else {}) | ({"teacher": teacher} if teacher else {})
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
@@ -80,4 +111,5 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     before = {**old, "recipe": dataclasses.asdict(Recipe(**old["recipe"]))}
     pairs = [(name, before["recipe"][name], value) for name, value in new["recipe"].items()]
     pairs += [(name, before[name], new[name]) for name in ("data_digest", "device") if name in before]
+    pairs += [(name, before.get(name), new.get(name)) for name in ("processes", "teacher")]
     return [f"{name} was {was!r} and is {now!r}" for name, was, now in pairs if was != now]

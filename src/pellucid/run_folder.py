@@ -56,7 +56,7 @@ def claim(out: Path, run: Mapping[str, Any]) -> None:
     """Make `out` this run's own: the recipe, and the data's digest, the device and the number of threads beside it."""
     if (out / RECIPE).exists():
         return
-    facts = {"data_digest": run["data_digest"], "device": run["device"], "threads": torch.get_num_threads()}
+    facts = {name: value for name, value in run.items() if name != "recipe"} | {"threads": torch.get_num_threads()}
     write_atomically(out / RUN, json.dumps(facts, indent=1).encode())
     write_atomically(out / RECIPE, json.dumps(run["recipe"], indent=1).encode())  # last: it is what claims
 

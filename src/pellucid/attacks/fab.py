@@ -10,7 +10,7 @@ from pellucid.boxes import onto_hyperplane
 from pellucid.errors import PellucidError
 from pellucid.metrics import margin
 from pellucid.network import frozen
-from pellucid.search import LEAVE, Batched, move_back, select
+from pellucid.search import LEAVE, Batched, check_counts, move_back, select
 from pellucid.targets import nearest
 from pellucid.types import Generator, Images, Labels, Mask, Notes, PerExample, RowNumbers
 
@@ -40,16 +40,15 @@ def fab(
     within half the distance found so far. `search` halvings of the way to x end it.
 
     Returns the smallest perturbation found where it lies in the ball, and x elsewhere; an image already misclassified
-    comes back unchanged. Notes `found` and `eps`, as `smallest`: its size (0 if misclassified, infinite if there is
+    comes back unchanged. Notes `found`, and `eps` as `smallest`: its size (0 if misclassified, infinite if there is
     none), whether or not it lies in the ball. With `smallest=False` an image is done with the first one in the ball,
-    `search` is left out, and the size is only a bound: all that an ensemble asks. The margin does not saturate.
+    `search` is left out, and so is `eps`, which would be a bound. The margin that is followed does not saturate.
 
     Source: Croce & Hein 2020 (Minimally distorted adversarial examples), algorithm 1, and their targeted version. The
     final search bisects the segment to x; theirs interpolates. Raises `PellucidError` for fewer than two classes, no
     targets or no restarts.
     """
-    if restarts < 1 or targets < 1:
-        raise PellucidError(f"restarts (={restarts}) and targets (={targets}) must be at least 1")
+    check_counts(steps=steps, restarts=restarts, targets=targets)
     with frozen(model, x, y):
         x = x.detach()
         eps = radii(ball, x)
@@ -69,7 +68,9 @@ def fab(
             best = move_back(x, best, lambda at: _fools(model, at, y), halvings=search)
             radius = torch.where(radius < torch.inf, ball.norm(best - x), radius)
     if notes is not None:
-        notes["found"], notes["eps"] = radius < torch.inf, radius
+        notes["found"] = radius < torch.inf
+        if smallest:
+            notes["eps"] = radius
     return select(radius <= eps, best, x)
 
 

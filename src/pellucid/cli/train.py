@@ -13,6 +13,9 @@ EPILOGUE = examples(
     'pellucid train --data mnist --objective "int(ball=Linf(0.3), steps=7)" --steps 10000 --decay linear '
     "--lr 2e-3 --out runs/int",
     "pellucid train --data mnist --steps 10000 --out runs/b --resume",
+    'pellucid train --data mnist --objective "fast(ball=Linf(0.2))" --steps 5000 --keep best '
+    '--validate "pgd(ball=Linf(0.2), steps=20)" --out runs/fast',
+    "torchrun --nproc-per-node 2 -m pellucid train --data mnist --steps 5000 --out runs/two",
 )
 
 
@@ -34,6 +37,19 @@ def train(
     weight_decay: Annotated[float, typer.Option(help="l2 penalty on the weights.")] = 0.0,
     clip: Annotated[float | None, typer.Option(help="Largest norm of the parameter gradient.")] = None,
     precision: Annotated[str, typer.Option(help="fp32, or bf16 (autocast; training only).")] = "fp32",
+    accumulate: Annotated[int, typer.Option(help="Batches per optimiser step.")] = 1,
+    augment: Annotated[list[str] | None, typer.Option(help="crop, flip, cutout; may be repeated.")] = None,
+    ema: Annotated[
+        float, typer.Option(help="Decay of an exponential average of the weights, the result; 0: none.")
+    ] = 0.0,
+    validate: Annotated[
+        str, typer.Option(help="An attack: accuracy under it on held-out images is logged, and is the score.")
+    ] = "",
+    validate_every: Annotated[int, typer.Option(help="Steps between two validations.")] = 500,
+    held_out: Annotated[int, typer.Option(help="Images to validate on, not trained on.")] = 500,
+    keep: Annotated[str, typer.Option(help="last, or best: the weights of the best score.")] = "last",
+    patience: Annotated[int | None, typer.Option(help="Stop after so many validations without a better score.")] = None,
+    stop_at: Annotated[float | None, typer.Option(help="Stop at this clean accuracy on held-out images.")] = None,
     split: SplitOption = "train",
     seed: SeedOption = 0,
     device: DeviceOption = "cpu",
@@ -65,6 +81,15 @@ def train(
         weight_decay=weight_decay,
         clip=clip,
         precision=precision,  # pyright: ignore[reportArgumentType]
+        accumulate=accumulate,
+        augment=augment or (),
+        ema=ema,
+        validate=validate,
+        validate_every=validate_every,
+        held_out=held_out,
+        keep=keep,  # pyright: ignore[reportArgumentType]
+        patience=patience,
+        stop_at=stop_at,
         seed=seed,
     )
     images = load(data, split)

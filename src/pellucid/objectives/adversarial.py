@@ -8,11 +8,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pellucid.attacks.gradient import pgd
-from pellucid.balls import Ball, Linf
+from pellucid.balls import Ball, Linf, per_image
 from pellucid.network import frozen
 from pellucid.objectives.standard import standard
 from pellucid.schedules import Schedule
-from pellucid.search import ascend
+from pellucid.search import gradient_and_score
 from pellucid.types import Attack, Generator, Images, Labels, PerExample
 from pellucid.worst import Search, Start, resized, within
 
@@ -108,23 +108,17 @@ def fast(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Fast adversarial training: `CE(f(x'), y)` after one step of `length · eps` from a random point of the ball.
 
-    The start is uniform in the ball of radius `noise · eps`. At `length=1, noise=2, project=False` it is N-FGSM, which
-    does not project back. One step can be overfitted: the network learns to fool the step, and accuracy under PGD falls
-    to nothing within an epoch. Train with `--validate`, which watches for that and keeps the weights from before.
+    The start is uniform in the ball of radius `noise · eps`, the step steepest in its norm on the network in eval mode,
+    and x' projected onto the ball. At `length=1, noise=2, project=False` it is N-FGSM, which does not project back. One
+    step can be overfitted: the network learns to fool the step, and accuracy under PGD falls to nothing within an
+    epoch. `--validate` with `--keep best` watches for that and keeps the weights from before.
     Sources: Wong et al. 2020, algorithm 3; de Jorge et al. 2022, eq. 3 (N-FGSM).
     """
     here = resized(ball, eps, step)
     with frozen(model):
-        start = here.resized(noise * here.eps).sample(x, generator)
-        free = Linf(1.0)  # the box alone
-        attacked = ascend(
-            lambda there: F.cross_entropy(model(there), y, reduction="none"),
-            x if project else start.clamp(0, 1),
-            here if project else free,
-            steps=1,
-            step_size=length * here.eps,
-            start=here.project(start, x) if project else start,
-            keep_best=False,
-        )
+        start = here.resized(noise * here.eps).sample(x, generator).clamp(0, 1)
+        gradient, _ = gradient_and_score(lambda there: F.cross_entropy(model(there), y, reduction="none"), start)
+        attacked = start + length * per_image(here.eps, x) * here.steepest(gradient)
+        attacked = (here.project(attacked, x) if project else attacked).clamp(0, 1)
     loss = F.cross_entropy(model(attacked), y)
     return loss, {"adversarial_cross_entropy": loss.detach()}

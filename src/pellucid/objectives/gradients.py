@@ -1,6 +1,6 @@
 """Penalties on gradients in the input: double backpropagation and its kin, attributions of the loss (IG-Norm)."""
 
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -47,6 +47,9 @@ def double_backprop(
     weight = at(lam, step)
     if weight < 0:
         raise PellucidError(f"lam (={weight:g}) must be at least 0: the penalty would be a reward")
+    if of not in get_args(Of) or reading not in get_args(Reading):
+        allowed = f"{', '.join(get_args(Of))}; {', '.join(get_args(Reading))}"
+        raise PellucidError(f"of (={of!r}) and reading (={reading!r}) must be of: {allowed}")
     with torch.enable_grad():
         seen = x.detach().requires_grad_(weight > 0)
         logits = model(seen)
@@ -74,9 +77,7 @@ def _cross_entropies(logits: Tensor, y: Labels, of: Of, x: Images, teacher: Teac
         return -log_probabilities.mean(1)
     if of == "entropy":
         return -(log_probabilities.exp() * log_probabilities).sum(1)
-    if of == "distilled":
-        return -(teacher_probabilities(teacher, x, temperature) * log_probabilities).sum(1)
-    raise PellucidError(f"of (={of!r}) must be label, uniform, entropy or distilled")
+    return -(teacher_probabilities(teacher, x, temperature) * log_probabilities).sum(1)
 
 
 def ig_norm(
@@ -102,8 +103,11 @@ def ig_norm(
     maximum and the minimum are of `CE(f(x'), y) + λ ‖IG‖_1`, with no clean loss. x' is sought by projected steepest
     ascent from a random point, through the second derivative; it costs about 2m passes a step.
 
-    `reading="as_coded"`: theirs attributes the *mean* loss of the batch, which hides a factor `1/b` in λ: 0.02 at
-    their batch of 50. Source: Chen et al. 2019, eqs. 7 and 8; Boopathy et al. 2020, sec. 5 (as baselines).
+    The bound wants a network without batch norm: in training that takes its statistics over all points of all ways.
+
+    `reading="as_coded"`: Boopathy et al. attribute the *mean* loss of the batch, which hides a factor `1/b` in λ: 0.02
+    at their batch of 50, where Chen et al. have 1 and 0.1. Sources: Chen et al. 2019, eqs. 7 and 8; Boopathy et al.
+    2020, sec. 5 (as baselines).
     Raises for `points < 1` and a negative `lam`.
     """
     weight = at(lam, step)

@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pellucid.teachers import Teacher, teacher_probabilities
+from pellucid.teachers import Teacher, checked, teacher_probabilities
 from pellucid.types import Generator, Images, Labels
 
 
@@ -12,7 +12,7 @@ def standard(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """`CE(f(x) / T, y)`, the mean over the batch. A `temperature` T above 1 is for the teacher of a distillation."""
     del step, generator
-    loss = F.cross_entropy(model(x) / temperature, y)
+    loss = F.cross_entropy(model(x) / checked(temperature), y)
     return loss, {"cross_entropy": loss.detach()}
 
 

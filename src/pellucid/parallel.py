@@ -1,0 +1,100 @@
+"""Several processes, one per GPU or core, that train one network: started by torchrun, or none and alone.
+
+Each takes its share of every batch, and gradients are averaged over all before the step. So the run is the one of a
+single process with the joint batch, to rounding, but for what looks across a batch (batch norm's statistics) and for
+random numbers, which every process draws for itself.
+"""
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from jaxtyping import Int, UInt8
+from torch import Tensor, nn
+
+from pellucid.errors import PellucidError
+
+Rows = Int[Tensor, " n"]
+
+
+@dataclass(frozen=True)
+class Team:
+    """Who I am among how many. Alone, nothing is ever sent."""
+
+    rank: int = 0
+    size: int = 1
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process is the one that writes."""
+        return self.rank == 0
+
+    def share(self, rows: Rows) -> Rows:
+        """My part of a batch: every `size`-th row."""
+        return rows[self.rank :: self.size] if self.size > 1 else rows
+
+    def average(self, tensors: Sequence[Tensor]) -> None:
+        """In place, each tensor becomes its mean over all processes: one message for all."""
+        if self.size == 1 or not tensors:
+            return
+        flat = torch.cat([tensor.detach().flatten().float() for tensor in tensors])
+        dist.all_reduce(flat)
+        flat /= self.size
+        for tensor, part in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
+            tensor.detach().copy_(part.view_as(tensor))
+
+    def any(self, *flags: bool, device: torch.device) -> tuple[bool, ...]:
+        """Of each flag, whether any process raised it."""
+        if self.size == 1:
+            return flags
+        raised = torch.tensor(flags, dtype=torch.float32, device=device)
+        dist.all_reduce(raised, dist.ReduceOp.MAX)
+        return tuple(bool(flag) for flag in raised.tolist())
+
+    def gather(self, state: UInt8[Tensor, " n"], device: torch.device) -> list[Tensor]:
+        """The generator states of all processes, in order."""
+        if self.size == 1:
+            return [state]
+        found = [torch.empty_like(state, device=device) for _ in range(self.size)]
+        dist.all_gather(found, state.to(device))
+        return [each.cpu() for each in found]
+
+    def same_buffers(self, network: nn.Module) -> None:
+        """Batch norm's running statistics are the leader's everywhere."""
+        if self.size > 1:
+            for buffer in network.buffers():
+                dist.broadcast(buffer, 0)
+
+    def wait(self) -> None:
+        """Until all are here."""
+        if self.size > 1:
+            dist.barrier()
+
+
+def place(device: str) -> str:
+    """The device of this process: under torchrun, `cuda` is the GPU of its local rank."""
+    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if device == "cuda" and _size() > 1 else device
+
+
+@contextmanager
+def team(device: torch.device) -> Iterator[Team]:
+    """The processes that torchrun started, joined; or one alone."""
+    if _size() == 1:
+        yield Team()
+        return
+    if device.type not in ("cpu", "cuda"):
+        raise PellucidError(f"several processes train on cpu or cuda, not on {device.type}: leave out torchrun")
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        yield Team(dist.get_rank(), dist.get_world_size())
+    finally:
+        dist.destroy_process_group()
+
+
+def _size() -> int:
+    return int(os.environ.get("WORLD_SIZE", "1"))

@@ -1,0 +1,232 @@
+"""Watching, averaging, accumulating, augmenting, and training by several processes."""
+
+import copy
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from pellucid import augmentations
+from pellucid.attacks.gradient import pgd
+from pellucid.data import ImageSet, load
+from pellucid.errors import PellucidError
+from pellucid.metrics import correct
+from pellucid.models import load_model
+from pellucid.network import Network
+from pellucid.recipe import Recipe
+from pellucid.training import train
+from pellucid.watch import Best, averaged, follow, held_out, judge, validate
+
+FULL = Recipe(
+    objective="adversarial(attack=pgd(ball=Linf(0.1), steps=2))",
+    steps=9,
+    batch_size=8,
+    accumulate=2,
+    augment=("crop", "cutout"),
+    ema=0.9,
+    validate="pgd(ball=Linf(0.1), steps=2)",
+    validate_every=2,
+    held_out=20,
+    keep="best",
+    decay="cosine",
+)
+
+
+@pytest.fixture(scope="module")
+def digits() -> ImageSet:
+    """150 digits."""
+    return load("digits", "train").select(range(150))
+
+
+def curve(run: Path, name: str) -> list[float]:
+    return [entry[name] for entry in json.loads((run / "metrics.json").read_text()) if name in entry]
+
+
+def test_a_watched_run_interrupted_is_the_uninterrupted_one(tmp_path: Path, digits: ImageSet) -> None:
+    """Average, best weights, generators and score go through a checkpoint, wherever it is written."""
+    train(FULL, digits, tmp_path / "whole")
+    for at in (1, 4, 5):
+
+        def stop(step: int, entry: dict[str, float], at: int = at) -> None:
+            del entry
+            if step == at:
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            train(FULL, digits, tmp_path / str(at), report=stop)
+        train(FULL, digits, tmp_path / str(at), resume=True)
+        files = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", str(at))]
+        assert files[0] == files[1]
+        assert curve(tmp_path / "whole", "validation_robust") == curve(tmp_path / str(at), "validation_robust")
+
+
+def test_accumulated_batches_are_one_batch(tmp_path: Path, digits: ImageSet) -> None:
+    """Two batches of 8 a step are the batch of 16: loss curve and weights, to rounding."""
+    one = Recipe(steps=40, batch_size=16)
+    images = digits.select(range(144))
+    first = train(one, images, tmp_path / "one")
+    second = train(replace(one, batch_size=8, accumulate=2), images, tmp_path / "two")
+    torch.testing.assert_close(curve(tmp_path / "one", "loss"), curve(tmp_path / "two", "loss"), rtol=1e-4, atol=1e-5)
+    for a, b in zip(first.parameters(), second.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
+
+
+def test_the_average_follows_its_formula(noisy: Network, generator: torch.Generator) -> None:
+    """`a <- d a + (1 - d) w` with `d = min(decay, (1 + n) / (10 + n))`; batch norm's statistics are the last ones."""
+    average = averaged(noisy, 0.5)
+    assert average is not None
+    naive = None
+    for n in range(12):
+        with torch.no_grad():
+            for tensor in [*noisy.parameters(), *(b for b in noisy.buffers() if b.is_floating_point())]:
+                tensor.add_(torch.empty_like(tensor).normal_(0, 0.1, generator=generator).abs())
+        follow(average, noisy)
+        weights = [p.detach().clone() for p in noisy.parameters()]
+        decay = min(0.5, (1 + n) / (10 + n))
+        naive = weights if naive is None else [decay * a + (1 - decay) * w for a, w in zip(naive, weights, strict=True)]
+    assert naive is not None
+    for mine, theirs in zip(average.module.parameters(), naive, strict=True):
+        torch.testing.assert_close(mine.detach(), theirs, rtol=1e-5, atol=1e-6)
+    for mine, theirs in zip(average.module.buffers(), noisy.buffers(), strict=True):
+        assert torch.equal(mine, theirs)
+
+
+def test_held_out_images_are_not_trained_on(digits: ImageSet) -> None:
+    """They and the rest are the whole; another seed holds out others; too many are refused."""
+    rest, watched = held_out(FULL, digits)
+    assert watched is not None
+    assert len(watched) == 20
+    assert len(rest) == 130
+
+    def seen(images: ImageSet) -> list[bytes]:
+        return [image.numpy().tobytes() for image in images.batch(range(len(images)))[0]]
+
+    assert sorted(seen(rest) + seen(watched)) == sorted(seen(digits))
+    other = held_out(replace(FULL, seed=1), digits)[1]
+    assert other is not None
+    assert seen(other) != seen(watched)
+    with pytest.raises(PellucidError, match="held_out"):
+        held_out(replace(FULL, held_out=150), digits)
+    assert held_out(Recipe(), digits) == (digits, None)
+
+
+def test_validation_is_what_it_says(tiny: Network, images: Tensor, digits: ImageSet) -> None:
+    """Accuracy, and the share right both clean and attacked, as counted here."""
+    del images
+    network = nn.Sequential(tiny.double().float()).eval()
+    recipe = replace(FULL, validate="pgd(ball=Linf(0.1), steps=3, random_start=False)")
+    few = digits.select([row for row in range(len(digits)) if int(digits.labels[row]) < 5][:30])
+    found = validate(network, few, recipe, torch.device("cpu"), 0)
+    x, y = few.batch(range(len(few)))
+    from pellucid.balls import Linf
+
+    attacked = pgd(network, x, y, ball=Linf(0.1), steps=3, random_start=False)
+    right = correct(network(x), y)
+    assert found["validation_accuracy"] == float(right.double().mean())
+    assert found["validation_robust"] == float((right & correct(network(attacked), y)).double().mean())
+
+
+def test_the_best_is_kept_and_the_run_stops(tiny: Network) -> None:
+    """The weights of the highest score; a stop by patience, by accuracy, and by collapse, each saying why."""
+    recipe = replace(FULL, patience=2)
+    best, network = Best(), copy.deepcopy(tiny)
+    kept: dict[str, Any] = {}
+    for step, score in enumerate((0.2, 0.5, 0.4, 0.3)):
+        with torch.no_grad():
+            network.head.weight.fill_(step)
+        judge(best, {"validation_accuracy": 0.9, "validation_robust": score}, network, recipe, step)
+        if step == 1:
+            kept = {name: value.clone() for name, value in network.state_dict().items()}
+        assert bool(best.stopped) == (step == 3)
+    assert (best.score, best.step) == (0.5, 1)
+    assert best.weights is not None
+    assert all(torch.equal(best.weights[name], value) for name, value in kept.items())
+    assert "2 validations" in best.stopped
+    best = Best()
+    for score in (0.5, 0.2):
+        judge(best, {"validation_accuracy": 0.9, "validation_robust": score}, network, FULL, 0)
+    assert "collapsed from 0.500 to 0.200" in best.stopped
+    best = Best()
+    judge(best, {"validation_accuracy": 0.9}, network, replace(FULL, validate="", stop_at=0.85), 0)
+    assert "reached 0.900" in best.stopped
+
+
+def test_an_underfit_network_stops_at_its_accuracy(tmp_path: Path, digits: ImageSet) -> None:
+    """Long before its last step, and a resumed run has nothing left to do."""
+    recipe = Recipe(steps=5000, batch_size=32, lr=3e-3, stop_at=0.3, validate_every=5, held_out=50)
+    train(recipe, digits, tmp_path)
+    accuracies = curve(tmp_path, "validation_accuracy")
+    assert accuracies[-1] >= 0.3
+    assert all(accuracy < 0.3 for accuracy in accuracies[:-1])
+    content = (tmp_path / "model.safetensors").read_bytes()
+    train(recipe, digits, tmp_path, resume=True)
+    assert (tmp_path / "model.safetensors").read_bytes() == content
+
+
+def test_a_student_without_a_teacher_gets_one(tmp_path: Path, digits: ImageSet) -> None:
+    """Trained first, at the student's temperature, by the same recipe; the student comes near its answers."""
+    recipe = Recipe(objective="distilled(temperature=5)", steps=150, batch_size=32, lr=3e-3)
+    student = train(recipe, digits, tmp_path)
+    teacher, facts = load_model(tmp_path / "teacher")
+    assert facts["objective"] == "standard(temperature=5)"
+    x, _ = digits.batch(range(len(digits)))
+    assert float((student(x).argmax(1) == teacher(x).argmax(1)).float().mean()) > 0.8
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_two_processes_are_one_with_the_joint_batch(tmp_path: Path, accumulate: int) -> None:
+    """torchrun, two processes over gloo: the loss curve of one process, to 1e-5; interrupted runs are resumed."""
+    common = ["--data", "digits", "--steps", "60", "--batch-size", "16", "--accumulate", str(accumulate)]
+    common += ["--objective", "adversarial(attack=fgsm(ball=Linf(0.1)))", "--quiet"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "pellucid"]
+    for command, out in (([sys.executable, "-m", "pellucid"], "one"), (launch, "two")):
+        done = subprocess.run(
+            [*command, "train", *common, "--out", str(tmp_path / out)],
+            env=environment,
+            capture_output=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr.decode()
+    one, two = (curve(tmp_path / out, "loss") for out in ("one", "two"))
+    assert len(one) == 3
+    assert one == pytest.approx(two, abs=1e-5)
+    resumed = subprocess.run(
+        [*launch, "train", *common, "--out", str(tmp_path / "two"), "--resume"],
+        env=environment,
+        capture_output=True,
+        check=False,
+    )
+    assert resumed.returncode == 0, resumed.stderr.decode()
+
+
+def test_augmented_images_are_parts_of_the_images(generator: torch.Generator) -> None:
+    """A crop is a window of the padded image, a flip the image or its mirror, cutout zeroes one square; seeded."""
+    x = torch.rand(40, 3, 16, 16, generator=generator) + 0.1
+    padded = torch.nn.functional.pad(x, (2, 2, 2, 2))
+    cropped = augmentations.crop(x, generator)
+    windows = padded.unfold(2, 16, 1).unfold(3, 16, 1).permute(0, 2, 3, 1, 4, 5).flatten(1, 2)
+    matches = (windows == cropped[:, None]).flatten(2).all(2)
+    assert matches.any(1).all()
+    assert len(set(matches.float().argmax(1).tolist())) > 10
+    flipped = augmentations.flip(x, generator)
+    same, mirrored = ((flipped == other).flatten(1).all(1) for other in (x, x.flip(3)))
+    assert (same ^ mirrored).all()
+    assert 5 < int(mirrored.sum()) < 35
+    cut = augmentations.cutout(x, generator)
+    gone = (cut == 0)[:, 0]
+    assert (cut == torch.where(gone[:, None], 0, x)).all()
+    rows, columns = gone.any(2), gone.any(1)
+    assert (gone == (rows[:, :, None] & columns[:, None, :])).all()
+    assert gone.flatten(1).sum(1).max() == 64
+    one, two = (augmentations.augment(x, augmentations.NAMES, torch.Generator().manual_seed(3)) for _ in range(2))
+    assert torch.equal(one, two)
+    with pytest.raises(PellucidError, match="augment"):
+        Recipe(augment=("mixup",))
