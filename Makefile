@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 WORKERS ?= 2
 
-.PHONY: demo test test-slow check bench clean
+.PHONY: demo test test-slow check bench zoo clean
 
 demo: $(VENV)/.installed
 	$(BIN)/pellucid demo
@@ -21,6 +21,10 @@ check: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check
 	$(BIN)/pyright
+
+# Hours: every classifier of the zoo, trained and measured; give it again to go on. PELLUCID_DATA must hold mnist.
+zoo: $(VENV)/.installed
+	OMP_NUM_THREADS=1 $(BIN)/pellucid zoo --out zoo
 
 bench: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/attacks.py

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from pellucid.foreign import as_network
     from pellucid.models import load_model, save_model
     from pellucid.network import Network, Normalise, frozen, softplus
+    from pellucid.pretrained import zoo
     from pellucid.protocol import Protocol, Subject
     from pellucid.recipe import Recipe
     from pellucid.search import ascend, bisect
@@ -59,6 +60,7 @@ __all__ = [
     "softplus",
     "subset",
     "train",
+    "zoo",
 ]
 
 
@@ -73,6 +75,7 @@ _HOMES = {
     "foreign": ("as_network",),
     "models": ("load_model", "save_model"),
     "network": ("Network", "Normalise", "frozen", "softplus"),
+    "pretrained": ("zoo",),
     "protocol": ("Protocol", "Subject"),
     "recipe": ("Recipe",),
     "search": ("ascend", "bisect"),

@@ -123,7 +123,7 @@ def run_facts(*, started: str, seconds: float, device: str = "cpu") -> dict[str,
         "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "started": started,
         "seconds": round(seconds, 2),
-        "commit": _commit(),
+        "commit": commit(),
         "versions": {name: version(name) for name in ("pellucid", "torch", "numpy", "scipy", "datasets")}
         | {"python": platform.python_version()},
         "device": device,
@@ -132,7 +132,7 @@ def run_facts(*, started: str, seconds: float, device: str = "cpu") -> dict[str,
     }
 
 
-def _commit() -> str | None:
+def commit() -> str | None:
     """The commit of the checkout that this package runs from, marked + where it was changed; None when installed."""
     here = Path(__file__).parent
 

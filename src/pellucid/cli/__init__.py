@@ -5,7 +5,7 @@ import sys
 
 import typer
 
-from pellucid.cli import attack, audit, demo, evaluate, explain, import_weights, listing, train, transfer
+from pellucid.cli import attack, audit, demo, evaluate, explain, import_weights, listing, train, transfer, zoo
 from pellucid.cli import data as data_commands
 from pellucid.errors import PellucidError
 
@@ -28,6 +28,7 @@ app.command(epilog=explain.EPILOGUE)(explain.explain)
 app.command(epilog=evaluate.EPILOGUE)(evaluate.evaluate)
 app.command(epilog=transfer.EPILOGUE)(transfer.transfer)
 app.command("import-weights", epilog=import_weights.EPILOGUE)(import_weights.import_weights)
+app.command(epilog=zoo.EPILOGUE)(zoo.zoo)
 app.add_typer(data_commands.app, name="data")
 app.command("list", epilog=listing.EPILOGUE)(listing.listing)
 

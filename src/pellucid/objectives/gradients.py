@@ -13,7 +13,7 @@ from pellucid.network import frozen
 from pellucid.schedules import Schedule, at
 from pellucid.teachers import Teacher, teacher_probabilities
 from pellucid.types import Attack, Generator, Images, Labels, PerExample
-from pellucid.worst import Search
+from pellucid.worst import Search, within
 
 Of = Literal["label", "uniform", "entropy", "distilled"]
 Reading = Literal["as_written", "as_coded"]
@@ -31,6 +31,7 @@ def double_backprop(
     teacher: Teacher = None,
     temperature: float = 50.0,
     attack: Attack | None = None,
+    eps: Schedule | None = None,
     reading: Reading = "as_written",
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Input-gradient regularisation: `mean_i H(y_i, ŷ_i) + λ · mean_i ‖∇_x H(q_i, ŷ_i)‖_2²`, ŷ = softmax(f(x)).
@@ -38,7 +39,8 @@ def double_backprop(
     The penalised cross entropy is `of` the label (q = y, double backpropagation), the uniform distribution (q = 1/K,
     certainty sensitivity), the prediction itself (q = ŷ, its entropy) or a distilled prediction (q = softmax(g(x)/T), g
     the `teacher`, a path or a network, T the `temperature`). `lam`, a number or a schedule, is λ per example; pixels
-    are in [0, 1]. With `attack` (both defences) the mean of that and of `H(y, ŷ(x'))`, x' from the attack.
+    are in [0, 1]. With `attack` (both defences) the mean of that and of `H(y, ŷ(x'))`, x' from the attack,
+    at this step's `eps`.
 
     `reading="as_coded"` has `λ/2 · ‖∇_X mean_i H_i‖²` of the whole batch: λ per example is then `lam / (2 b)`, so that
     their 56,234 at b = 256 is 110. Source: Ross & Doshi-Velez 2018, eq. 6 and sec. 4 (fig. 9); Drucker & LeCun 1992.
@@ -64,7 +66,7 @@ def double_backprop(
             loss = fit + (weight / (2 * len(x)) if reading == "as_coded" else weight) * penalty
         if attack is None:
             return loss, terms
-        fit_attacked = F.cross_entropy(model(attack(model, x, y, generator=generator)), y)
+        fit_attacked = F.cross_entropy(model(within(attack, eps, step)(model, x, y, generator=generator)), y)
     return (loss + fit_attacked) / 2, terms | {"adversarial_cross_entropy": fit_attacked.detach()}
 
 

@@ -1,0 +1,312 @@
+"""The zoo: a classifier of every training objective, from one table of recipes, each with a card of what it withstands.
+
+`zoo` brings one by name; `build` trains and measures them, resumably: training goes on from its checkpoint, and
+finished measurements are kept.
+"""
+
+import json
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, replace
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from pellucid import data as data_sets
+from pellucid import registry, run_folder
+from pellucid.data import ImageSet
+from pellucid.errors import PellucidError
+from pellucid.evaluation import Measurement, evaluate
+from pellucid.interpreters.activations import cam
+from pellucid.models import load_model
+from pellucid.outcome import outcome
+from pellucid.recipe import Recipe
+from pellucid.results import commit, write_json
+from pellucid.training import train
+from pellucid.weights import write_atomically
+
+EPS = (0.1, 0.2, 0.3, 0.35, 0.4)
+ENSEMBLE_EPS = 0.3
+PGD = "pgd(ball=Linf({eps}), steps=200, step_size=0.01, stop_when_fooled=True)"
+ENSEMBLE = "ensemble(ball=Linf({eps}))"
+AAI = "aai(ball=Linf({eps}), reading='as_coded')"
+
+Say = Callable[[str, int, int], None]  # what is done, how far, of how much
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How thoroughly a card is measured."""
+
+    images: int = 1000
+    ensemble: bool = True
+
+
+THOROUGH = Effort()
+
+
+def _small(objective: str, **changes: Any) -> Recipe:
+    settings: dict[str, Any] = {
+        "objective": objective,
+        "architecture": "small",
+        "data": "mnist",
+        "steps": 12_000,
+        "batch_size": 50,
+        "lr": 3e-3,
+        "decay": "linear",
+        "ramp": 0.5,
+    }
+    return Recipe(**(settings | changes))
+
+
+_FGSM = "attack=fgsm(ball=Linf(0.3))"
+_PGD = "attack=pgd(ball=Linf(0.3), steps=5, keep_best=False)"
+_INT = "ball=Linf(0.3), steps=5"
+_OBJECTIVES: Mapping[str, tuple[str, Mapping[str, Any]]] = {
+    "standard": ("standard", {"steps": 6000}),
+    "distilled": ("distilled(temperature=50)", {"steps": 6000}),
+    "fgsm": (f"adversarial({_FGSM}, clean=0.5, labels='predicted')", {}),
+    "double-backprop": ("double_backprop(lam=10)", {}),
+    "certainty": ("double_backprop(lam=2, of='uniform')", {}),
+    "entropy": ("double_backprop(lam=10, of='entropy')", {}),
+    "double-backprop-fgsm": (f"double_backprop(lam=10, {_FGSM})", {}),
+    "fast": ("fast(ball=Linf(0.3))", {}),
+    "n-fgsm": ("fast(ball=Linf(0.3), length=1, noise=2, project=False)", {}),
+    "adversarial": (f"adversarial({_PGD})", {}),
+    "adversarial-half": (f"adversarial({_PGD}, alternate=True)", {}),
+    "trades": (f"trades({_INT})", {}),
+    "ig-norm": (f"ig_norm({_INT}, reading='as_coded')", {"steps": 6000}),
+    "ig-norm-1": (f"ig_norm({_INT})", {"steps": 6000}),
+    "ig-sum-norm": (f"ig_norm({_INT}, lam=0.1, adversarial=True)", {"steps": 6000}),
+    "int": (f"int({_INT}, gamma=0.9)", {}),
+    "int-one-class": (f"int({_INT}, one_class=True)", {}),
+    "int-adv": (f"int({_INT}, adversarial=True)", {}),
+    "int2": (f"int2({_INT})", {}),
+    "int2-adv": (f"int2({_INT}, adversarial=True)", {}),
+}
+
+
+def recipes() -> dict[str, Recipe]:
+    """`{name: recipe}` of every classifier of the zoo, such as `mnist/small/int2-adv`."""
+    found = {f"mnist/small/{name}": _small(spec, **changes) for name, (spec, changes) in _OBJECTIVES.items()}
+    for name, (spec, changes) in _OBJECTIVES.items():
+        ross = {"architecture": "ross", "batch_size": 128, "lr": 1e-3, "precision": "fp32"}
+        if not name.startswith(("int", "ig")):  # one position: its class activation maps say nothing of where
+            found[f"mnist/ross/{name}"] = _small(spec, **(dict(changes) | ross | {"steps": 1500}))
+        if name in ("standard", "adversarial", "int", "int2", "int-adv", "int2-adv"):
+            found[f"mnist/pool/{name}"] = _small(spec, **(dict(changes) | {"architecture": "pool", "steps": 3000}))
+    return found
+
+
+def zoo(name: str, folder: Path | None = None) -> nn.Module:
+    """A classifier of the zoo by name, of the package or of a folder that `pellucid zoo --out` filled."""
+    for place in _places(folder):
+        where = place / name
+        if (where / "model.safetensors").is_file():
+            return load_model(where)[0]
+    here = [each for place in _places(folder) for each in _names(place)]
+    raise PellucidError(
+        f"no {name!r} in the zoo: there are {', '.join(sorted(here)) or 'none'}; "
+        f"`pellucid zoo --out zoo --only {name}` trains it"
+        if name in recipes()
+        else f"no {name!r} in the zoo: it has {', '.join(recipes())}"
+    )
+
+
+def cards(folder: Path | None = None) -> dict[str, dict[str, Any]]:
+    """`{name: card}` of all that there are."""
+    found: dict[str, dict[str, Any]] = {}
+    for place in _places(folder):
+        for name in _names(place):
+            card = place / name / "card.json"
+            if name not in found and card.is_file():
+                found[name] = json.loads(card.read_text())
+    return found
+
+
+def build(
+    names: Iterable[str], out: Path, *, seeds: int = 1, effort: Effort = THOROUGH, say: Say | None = None
+) -> dict[str, dict[str, Any]]:
+    """Train and measure classifiers in `out/NAME` (further seeds in `out/NAME@SEED`); what is finished is kept."""
+    known = recipes()
+    made: dict[str, dict[str, Any]] = {}
+    data: dict[str, tuple[ImageSet, ImageSet]] = {}
+    for name in names:
+        if name not in known:
+            raise PellucidError(f"no recipe {name!r}: there are {', '.join(known)}")
+        recipe = known[name]
+        if recipe.data not in data:
+            data[recipe.data] = data_sets.load(recipe.data, recipe.split), data_sets.load(recipe.data, "test")
+        for seed in range(seeds):
+            full = f"{name}@{seed}" if seed else name
+            made[full] = _made(full, replace(recipe, seed=seed), *data[recipe.data], out / full, effort, say)
+    return made
+
+
+def _made(
+    name: str, recipe: Recipe, trained: ImageSet, test: ImageSet, out: Path, effort: Effort, say: Say | None
+) -> dict[str, Any]:
+    card_path, clock_path = out / "card.json", out / "seconds.json"
+    if not (out / "model.safetensors").is_file():
+        resume = (out / run_folder.RECIPE).is_file()
+        before = json.loads(clock_path.read_text())["seconds"] if clock_path.is_file() else 0.0
+        started = time.monotonic()
+
+        def note() -> float:
+            seconds = before + time.monotonic() - started
+            write_atomically(clock_path, json.dumps({"seconds": round(seconds, 1)}).encode())
+            return seconds
+
+        def report(step: int, entry: dict[str, float]) -> None:
+            del entry
+            if step % 100 == 0:
+                note()
+            if say is not None:
+                say(f"{name}: training", step, recipe.steps)
+
+        train(recipe, trained, out, resume=resume, report=report)
+        note()
+    card = measured(load_model(out)[0], test, effort, cells=out / "cells", say=say, name=name)
+    card |= {"name": name, "recipe": asdict(recipe), "commit": commit()}
+    card["train_seconds"] = json.loads(clock_path.read_text())["seconds"] if clock_path.is_file() else None
+    write_json(card_path, card)
+    return card
+
+
+def measured(
+    model: nn.Module,
+    test: ImageSet,
+    effort: Effort = THOROUGH,
+    *,
+    cells: Path | None = None,
+    say: Say | None = None,
+    name: str = "model",
+) -> dict[str, Any]:
+    """Clean accuracy; at each eps accuracy under PGD-200 and tau under the as-coded AAI; under the ensemble at 0.3.
+
+    On the first images of the test set. tau is over the images that keep their class (`survivors`), and over all.
+    """
+    indices = range(min(effort.images, len(test)))
+    plan: list[tuple[str, float, str, bool]] = [("pgd", eps, PGD, False) for eps in EPS]
+    plan += [("aai", eps, AAI, True) for eps in EPS] if _has_maps(model, test) else []
+    plan += [("ensemble", ENSEMBLE_EPS, ENSEMBLE, False)] if effort.ensemble else []
+    done, whole = 0, len(indices) * (len(plan) + 1)
+
+    def tick(images: int) -> None:
+        nonlocal done
+        done += images
+        if say is not None:
+            say(f"{name}: measuring", done, whole)
+
+    clean = evaluate(model, test, indices, Measurement(), cells=cells, tick=tick)
+    found: dict[str, Any] = {"n": len(indices), "clean": float(clean["correct"].mean())}
+    for kind, eps, spec, maps in plan:
+        attack = registry.parse(spec.format(eps=eps), "attacks")
+        measurement = Measurement(attack, interpreter=cam if maps else None)
+        figures = outcome(clean, evaluate(model, test, indices, measurement, cells=cells, tick=tick))
+        if maps:
+            kept = {key: figures[key] for key in ("kendall_tau", "survivors", "kendall_tau_all")}
+            found.setdefault(kind, {})[str(eps)] = kept
+        else:
+            robust = {"robust": figures["robust_accuracy"], "interval": figures["interval"]}
+            found.setdefault(kind, {})[str(eps)] = robust | (
+                {"by_attack": figures["by_attack"]} if "by_attack" in figures else {}
+            )
+    return found
+
+
+def _has_maps(model: nn.Module, test: ImageSet) -> bool:
+    x, y = test.batch(range(1))
+    try:
+        return cam(model, x, y[:, None])[0, 0].numel() > 3
+    except PellucidError:
+        return False
+
+
+def _places(folder: Path | None) -> list[Path]:
+    package = resources.files("pellucid") / "pretrained_models"
+    return ([folder] if folder else []) + ([Path(str(package))] if package.is_dir() else [])
+
+
+def _names(place: Path) -> list[str]:
+    return sorted(str(path.parent.relative_to(place)) for path in place.rglob("model.safetensors"))
+
+
+# Boopathy et al. 2020 (paper, Tables 2 and 3; slides, Tables 1 and 3): MNIST Small at eps .3 and .4.
+PUBLISHED: Mapping[str, Mapping[str, str]] = {
+    "mnist/small/standard": {"clean": "1.000", "pgd 0.3": ".000", "pgd 0.4": ".000", "tau 0.3": "-.085"},
+    "mnist/small/adversarial": {
+        "clean": ".980",
+        "pgd 0.3": ".890",
+        "pgd 0.4": ".000",
+        "tau 0.3": ".857",
+        "tau 0.4": ".136",
+    },
+    "mnist/small/trades": {"clean": ".970", "pgd 0.3": ".885", "pgd 0.4": ".000", "tau 0.3": ".847"},
+    "mnist/small/ig-norm": {"clean": ".985", "pgd 0.3": ".005", "tau 0.3": ".278"},
+    "mnist/small/ig-sum-norm": {
+        "clean": ".975",
+        "pgd 0.3": ".880",
+        "pgd 0.4": ".000",
+        "tau 0.3": ".850",
+        "tau 0.4": ".389",
+    },
+    "mnist/small/int-one-class": {
+        "clean": ".975",
+        "pgd 0.3": ".125",
+        "pgd 0.4": ".080",
+        "tau 0.3": ".692",
+        "tau 0.4": ".278",
+    },
+    "mnist/small/int": {"clean": ".935", "pgd 0.3": ".790", "pgd 0.4": ".140", "tau 0.3": ".913", "tau 0.4": ".320"},
+    "mnist/small/int-adv": {
+        "clean": ".950",
+        "pgd 0.3": ".855",
+        "pgd 0.4": ".175",
+        "tau 0.3": ".912",
+        "tau 0.4": ".348",
+    },
+    "mnist/small/int2": {"clean": ".950", "pgd 0.3": ".845", "pgd 0.4": ".385", "tau 0.3": ".918", "tau 0.4": ".351"},
+    "mnist/small/int2-adv": {
+        "clean": ".955",
+        "pgd 0.3": ".840",
+        "pgd 0.4": ".620",
+        "tau 0.3": ".931",
+        "tau 0.4": ".503",
+    },
+}
+
+
+def table(cards: Mapping[str, Mapping[str, Any]]) -> str:
+    """The cards side by side in Markdown; in brackets what was published (200 images, networks trained for days)."""
+    columns = ["clean", *(f"pgd {eps}" for eps in EPS), "ensemble 0.3", *(f"tau {eps}" for eps in EPS), "n", "seconds"]
+    lines = [["name", *columns]]
+    for name, card in sorted(cards.items()):
+        published = PUBLISHED.get(name.partition("@")[0], {})
+        cells = []
+        for column in columns:
+            kind, _, eps = column.partition(" ")
+            value = _cell(card, kind, eps)
+            cells.append(f"{value} ({published[column]})" if value and column in published else value)
+        lines.append([name, *cells])
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+    text = [
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |" for line in lines
+    ]
+    return "\n".join([text[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *text[1:]])
+
+
+def _cell(card: Mapping[str, Any], kind: str, eps: str) -> str:
+    if kind == "n":
+        return str(card["n"])
+    if kind == "seconds":
+        return "" if card.get("train_seconds") is None else f"{card['train_seconds']:.0f}"
+    if kind == "clean":
+        return f"{card['clean']:.3f}"
+    if kind == "tau":
+        entry = card.get("aai", {}).get(eps)
+        return "" if entry is None or entry["kendall_tau"] is None else f"{entry['kendall_tau']:.3f}"
+    entry = card.get(kind, {}).get(eps)
+    return "" if entry is None else f"{entry['robust']:.3f}"

@@ -1,0 +1,102 @@
+"""The zoo: built once, gone on with, described by cards; every recipe can be trained."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+import pellucid as pe
+from pellucid import pretrained, registry
+from pellucid.errors import PellucidError
+from pellucid.recipe import Recipe
+from pellucid.training import train
+
+QUICK = Recipe(data="digits", objective="int2(ball=Linf(0.1), steps=2)", steps=30, batch_size=16)
+EFFORT = pretrained.Effort(images=10, ensemble=False)
+
+
+@pytest.fixture
+def one_recipe(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A zoo of one animal, at two radii."""
+    monkeypatch.setattr(pretrained, "recipes", lambda: {"digits/small/int2": QUICK})
+    monkeypatch.setattr(pretrained, "EPS", (0.1, 0.4))
+    monkeypatch.setattr(pretrained, "PGD", "pgd(ball=Linf({eps}), steps=3)")
+    monkeypatch.setattr(pretrained, "AAI", "aai(ball=Linf({eps}), reading='as_coded', steps=3)")
+
+
+@pytest.mark.usefixtures("one_recipe")
+def test_the_zoo_is_built_once_and_loaded_by_name(tmp_path: Path) -> None:
+    """Cards say recipe, seed and what was measured; a second build trains nothing; an unknown name is named."""
+    made = pretrained.build(["digits/small/int2"], tmp_path, seeds=2, effort=EFFORT)
+    assert list(made) == ["digits/small/int2", "digits/small/int2@1"]
+    weights = tmp_path / "digits/small/int2@1/model.safetensors"
+    before = weights.stat().st_mtime_ns
+    again = pretrained.build(["digits/small/int2"], tmp_path, seeds=2, effort=EFFORT)
+    assert json.loads(json.dumps(again)) == json.loads(json.dumps(made))
+    assert weights.stat().st_mtime_ns == before
+    card = pretrained.cards(tmp_path)["digits/small/int2@1"]
+    assert card["recipe"]["seed"] == 1
+    assert card["n"] == 10
+    assert card["train_seconds"] > 0
+    assert set(card["pgd"]) == set(card["aai"]) == {"0.1", "0.4"}
+    assert card["pgd"]["0.4"]["robust"] <= card["clean"]
+    network = pretrained.zoo("digits/small/int2@1", tmp_path)
+    assert network(torch.rand(2, 1, 28, 28)).shape == (2, 10)
+    with pytest.raises(PellucidError, match="trains it"):
+        pretrained.zoo("digits/small/int2")
+    with pytest.raises(PellucidError, match="it has digits/small/int2"):
+        pe.zoo("digits/small/int3")
+
+
+@pytest.mark.usefixtures("one_recipe")
+def test_an_interrupted_build_goes_on(tmp_path: Path) -> None:
+    """Stopped in training and in measuring: the same card in the end but for the time, which adds up."""
+    whole = pretrained.build(["digits/small/int2"], tmp_path / "whole", effort=EFFORT)["digits/small/int2"]
+    for phase, at in (("training", 12), ("measuring", 25)):
+
+        def stop(what: str, done: int, whole: int, phase: str = phase, at: int = at) -> None:
+            del whole
+            if phase in what and done >= at:
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            pretrained.build(["digits/small/int2"], tmp_path / phase, effort=EFFORT, say=stop)
+        card = pretrained.build(["digits/small/int2"], tmp_path / phase, effort=EFFORT)["digits/small/int2"]
+        assert card.pop("train_seconds") > 0
+        assert card == {name: value for name, value in whole.items() if name != "train_seconds"}
+
+
+@pytest.mark.usefixtures("one_recipe")
+def test_the_table_has_a_row_for_every_card(tmp_path: Path) -> None:
+    """Every figure of a card stands in it; what was published stands beside."""
+    cards = pretrained.build(["digits/small/int2"], tmp_path, effort=EFFORT)
+    card = cards["digits/small/int2"]
+    text = pretrained.table({"mnist/small/int2": card})
+    assert len(text.splitlines()) == 3
+    assert f"{card['clean']:.3f} (.950)" in text
+    assert f"{card['pgd']['0.4']['robust']:.3f} (.385)" in text
+    assert len({len(line) for line in text.splitlines()}) == 1
+
+
+def test_every_recipe_is_of_what_there_is() -> None:
+    """Specifications parse, with the options that their functions have; every objective but none is in the zoo."""
+    known = pretrained.recipes()
+    for recipe in known.values():
+        registry.parse(recipe.objective, "objectives")
+        registry.parse(recipe.architecture, "architectures")
+    used = {recipe.objective.partition("(")[0] for recipe in known.values()}
+    assert used == set(registry.public("objectives"))
+    assert set(pretrained.PUBLISHED) <= set(known)
+
+
+@pytest.mark.parametrize("name", ["ig-norm-1", "double-backprop-fgsm", "trades", "n-fgsm", "int-one-class"])
+def test_recipes_take_steps(name: str, tmp_path: Path) -> None:
+    """On digits, three steps: the loss is a number, and the weights move."""
+    from dataclasses import replace
+
+    from pellucid.data import load
+
+    recipe = replace(pretrained.recipes()[f"mnist/small/{name}"], data="digits", steps=3, batch_size=8)
+    network = train(recipe, load("digits", "train"), tmp_path)
+    assert all(bool(p.isfinite().all()) for p in network.parameters())
