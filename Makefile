@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 WORKERS ?= 2
 
-.PHONY: demo test test-slow check bench zoo clean
+.PHONY: demo test test-slow check bench bench-training zoo clean
 
 demo: $(VENV)/.installed
 	$(BIN)/pellucid demo
@@ -28,6 +28,9 @@ zoo: $(VENV)/.installed
 
 bench: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/attacks.py
+
+bench-training: $(VENV)/.installed-dev
+	$(BIN)/python benchmarks/training.py
 
 $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit("Pellucid needs Python 3.11 or newer" if sys.version_info < (3, 11) else 0)'

@@ -119,10 +119,18 @@ def test_evaluate_explain_and_list(trained: Path, tmp_path: Path, capsys: pytest
     assert found["interval"][0] <= found["accuracy"] <= found["interval"][1]
     for interpreter in ("cam", "smoothgrad(samples=2)", "representation"):
         shown = output(
-            capsys, "explain", *common, "--interpreter", interpreter, "--out", str(tmp_path), "--images", "first:3"
+            capsys,
+            "explain",
+            *common,
+            "--interpreter",
+            interpreter,
+            "--out",
+            str(tmp_path / interpreter),
+            "--images",
+            "first:3",
         )
         assert shown["n"] == 3
-        assert (tmp_path / "sheet.png").read_bytes().startswith(b"\x89PNG")
+        assert (tmp_path / interpreter / "sheet.png").read_bytes().startswith(b"\x89PNG")
     listed = output(capsys, "list", "--json")
     assert {"pgd", "fgsm", "aai"} <= listed["attacks"].keys()
 
@@ -158,6 +166,12 @@ WRONG = {
     "rows in a folder of photographs": (["attack", "--out", "{rgb}"], r"already holds other files \(test, train\)"),
     "picture in a folder": (["attack", "--picture", "{rgb}"], "is a folder: name a file, such as"),
     "picture of no kind": (["attack", "--picture", "{rgb}/a.bmp"], r"must end in \.png, \.jpg, \.jpeg, \.webp"),
+    "picture under a file": (["attack", "--picture", "{file}/a.png"], "file is a file, where a folder is wanted"),
+    "maps in a file": (["explain", "--out", "{file}"], "--out .*file is a file: name a folder"),
+    "maps among photographs": (["explain", "--out", "{rgb}"], r"already holds other files \(test, train\)"),
+    "figures among photographs": (["evaluate", "--out", "{rgb}"], r"already holds other files \(test, train\)"),
+    "no attack": (["attack", "--attack", ""], "it is empty"),
+    "seed too large": (["attack", "--seed", "9" * 23], r"seed \(=9+\) must be an integer from 0 to 2\^63 - 1"),
     "no such ball": (["attack", "--attack", "pgd(ball=linf(0.3))"], "did you mean 'Linf'"),
     "no such interpreter": (["attack", "--attack", "aai(interpreter=gradcm)"], "did you mean 'gradcam'.*pellucid list"),
 }
@@ -180,7 +194,7 @@ def test_mistakes_exit_2_without_a_traceback(
     arguments, message = WRONG[wrong]
     arguments = [a.format(rgb=tmp_path / "rgb", file=tmp_path / "file") for a in arguments]
     defaults = {"--model": str(trained), "--data": "digits", "--out": str(tmp_path / "out")}
-    if arguments[0] in ("attack", "audit"):
+    if arguments[0] in ("attack", "audit", "evaluate", "explain"):
         for option, value in defaults.items():
             if option not in arguments and not (arguments[0] == "attack" and option == "--out"):
                 arguments += [option, value]
@@ -192,6 +206,84 @@ def test_mistakes_exit_2_without_a_traceback(
     assert re.search(message, shown.err), shown.err
     assert "Traceback" not in shown.err
     assert not (tmp_path / "out").exists()
+
+
+OWN = """
+import torch
+class Net(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.head = torch.nn.{layer}
+    def forward(self, x):
+        return {sign}self.head(x.flatten(1))
+{extra}
+"""
+
+
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        ("def build(:", r"nets\.py raised SyntaxError when imported: .*nets\.py, line 1"),
+        ("x = undefined", r"raised NameError when imported: .*undefined.* \(.*nets\.py, line 1\)"),
+        ("\ndef Net():\n    return undefined", r"Net\(\) raised NameError: .*\(.*nets\.py, line 3\)"),
+        (OWN.format(layer="LazyLinear(10)", sign="", extra=""), r"head\.weight has no values yet \(a lazy layer\)"),
+    ],
+)
+def test_mistakes_in_own_code_are_told_with_their_place(
+    code: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """File and line, exit code 2, no traceback."""
+    import re
+
+    (tmp_path / "nets.py").write_text(code)
+    assert run(["evaluate", "--model", f"{tmp_path / 'nets.py'}:Net", "--data", "digits", "--images", "4"]) == 2
+    assert re.search(message, capsys.readouterr().err)
+
+
+def test_own_code_of_another_forward_is_another_call(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The layers and weights are the same; the results would be others."""
+    lines = (
+        "net = Net()",
+        "for p in net.parameters():",
+        "    p.data.normal_(generator=torch.Generator().manual_seed(0))",
+    )
+    extra = "def build():\n" + "".join(f"    {line}\n" for line in (*lines, "return net"))
+    words = ["evaluate", "--data", "digits", "--images", "4", "--out", str(tmp_path / "out")]
+    for sign, code in (("", 0), ("", 0), ("-", 2)):
+        (tmp_path / f"nets{code}.py").write_text(OWN.format(layer="Linear(784, 10)", sign=sign, extra=extra))
+        assert run([*words, "--model", f"{tmp_path / f'nets{code}.py'}:build"]) == code
+    assert "holds the results of another call (models was" in capsys.readouterr().err
+
+
+def test_few_images_are_explained(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """By default the first eight, or all there are; a network is warned of images of another size than its own."""
+    for name in range(10):
+        folder = tmp_path / "few" / "test" / str(name)
+        folder.mkdir(parents=True)
+        if name < 2:
+            Image.new("L", (28, 28), name).save(folder / "a.png")
+    words = ["explain", "--model", str(trained), "--data", str(tmp_path / "few"), "--json"]
+    assert output(capsys, *words, "--out", str(tmp_path / "maps"))["n"] == 2
+    assert run([*words, "--size", "20", "--out", str(tmp_path / "small")]) == 0
+    assert "was made for images of 28 pixels, these have 20 x 20" in capsys.readouterr().err
+
+
+def test_sneaking_without_success_has_no_scores(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It says why, not nan; and tau is printed."""
+    spec = "isa(ball=Linf(0.0001), steps=1, search=1)"
+    assert run(["attack", "--model", str(trained), "--data", "digits", "--images", "first:3", "--attack", spec]) == 0
+    shown = capsys.readouterr().out
+    assert "NDS, NSL         none: " in shown
+    assert "nan" not in shown
+    assert "Kendall tau" in shown
+
+
+def test_listing_keeps_brackets_and_defaults(capsys: pytest.CaptureFixture[str]) -> None:
+    """Markup is escaped, and what is long wraps."""
+    assert run(["list"]) == 0
+    shown = capsys.readouterr().out
+    assert "[b m k h" in shown
+    assert "…" not in shown
 
 
 def test_interrupting_says_how_to_go_on(

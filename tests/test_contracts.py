@@ -222,6 +222,70 @@ def test_every_interpreter_refuses_what_breaks_the_contract(
     assert torch.isfinite(interpreter(tiny, images + 0.3, classes)).all()
 
 
+def wrong_options() -> list[tuple[str, str, object, str]]:
+    """Of every attack the options that specifications check, wrong."""
+    cases: list[tuple[str, str, object, str]] = []
+    for name in ATTACKS:
+        options = inspect.signature(registry.public("attacks")[name]).parameters
+        cases += [
+            (name, option, value, f"{option} .*must be a whole number")
+            for option in registry.COUNTS
+            if option in options
+            for value in (True, 2.5, -1)
+        ]
+        if "ball" in options:
+            cases += [(name, "ball", 0.3, r"ball \(=0\.3\) must be a ball: Linf\(0\.3\)")]
+            cases += [(name, "ball", Linf(torch.full((9,), 0.1)), r"radii of shape \(9,\) for \d images")]
+        if "step_size" in options:
+            cases += [(name, "step_size", 0.0, "step_size .*must be above 0")]
+    return cases
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(("name", "option", "value", "message"), wrong_options())
+def test_direct_calls_refuse_what_specifications_do(
+    name: str, option: str, value: object, message: str, tiny: Network, images: Tensor, labels: Tensor, quick: Quick
+) -> None:
+    """What would do nothing, or fail deep inside, is named with its value and the rule."""
+    with pytest.raises(PellucidError, match=message):
+        quick("attacks", name)(tiny, images, labels, **{option: value})
+
+
+def test_attacks_that_cannot_succeed_are_refused(tiny: Network, images: Tensor, labels: Tensor) -> None:
+    """None leaves an image as it was, or has nowhere to go, and calls that robust; maps of one class are maps."""
+    one = nn.Sequential(nn.Flatten(), nn.Linear(images[0].numel(), 1))
+    for attack in (pgd, fgsm, partial(registry.public("attacks")["square"], queries=2)):
+        with pytest.raises(PellucidError, match="no other class to end in"):
+            attack(one, images, 0 * labels)
+    assert gradient(one, images, 0 * labels[:, None]).shape[0] == len(images)
+    for attack in (partial(pgd, steps=0), partial(pgd, restarts=0)):
+        with pytest.raises(PellucidError, match="must be a whole number of at least 1"):
+            attack(tiny, images, labels)
+    with pytest.raises(PellucidError, match="hinge"):
+        aai(tiny, images, labels, hinge=-1.0)
+
+
+class Ours(nn.Module):
+    """Computes what it should, unless it is held still: as a bug of ours would have it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.head.weight.requires_grad:
+            raise IndexError("our own")
+        return self.head(x.flatten(1))
+
+
+def test_our_own_bugs_are_not_blamed_on_the_model() -> None:
+    """What fails only while the model is held still comes through as it is; a lazy layer is called that."""
+    with pytest.raises(IndexError, match="our own"):
+        check_contract(Ours(), torch.zeros(2, 1, 2, 2), classes=2)
+    with pytest.raises(PellucidError, match=r"1\.weight has no values yet \(a lazy layer\): run the model"):
+        check_contract(nn.Sequential(nn.Flatten(), nn.LazyLinear(2)), torch.zeros(2, 1, 2, 2), classes=2)
+
+
 def test_the_check_asks_nothing_of_the_model_and_is_made_once(tiny: Network, images: Tensor, labels: Tensor) -> None:
     """As many passes as without it; attacks inside attacks, and the maps they follow, are not checked again."""
     passes: list[int] = []

@@ -24,7 +24,7 @@ from pellucid.checks import masking_checks
 from pellucid.contract import check_contract
 from pellucid.data import ImageSet, load
 from pellucid.errors import PellucidError
-from pellucid.evaluation import Measurement, evaluate
+from pellucid.evaluation import Measurement, evaluate, model_key
 from pellucid.interpreters.activations import cam
 from pellucid.interpreters.gradients import smoothgrad
 from pellucid.network import Network
@@ -50,16 +50,17 @@ def network(tmp_path_factory: pytest.TempPathFactory) -> nn.Module:
 PROTOCOL = Protocol(eps=(0.05, 0.2), attack=partial(pgd, steps=5), aai=partial(aai, steps=5), gallery_images=3)
 
 
+class Signed(nn.Module):
+    def __init__(self, network: nn.Module, sign: int) -> None:
+        super().__init__()
+        self.network, self.sign = network, sign
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.sign * self.network(x)
+
+
 def test_rows_in_cells_know_what_the_model_computes(tmp_path: Path, images: ImageSet) -> None:
     """Two models of the same weights and another `forward` do not share rows; nor do two top-k."""
-
-    class Signed(nn.Module):
-        def __init__(self, network: nn.Module, sign: int) -> None:
-            super().__init__()
-            self.network, self.sign = network, sign
-
-        def forward(self, x: Tensor) -> Tensor:
-            return self.sign * self.network(x)
 
     network = small(generator=torch.Generator().manual_seed(0))
     rows = torch.arange(8)
@@ -113,8 +114,28 @@ def test_rows_by_hand(network: nn.Module, images: ImageSet) -> None:
     assert np.array_equal(rows["prediction"], logits.argmax(1).numpy())
     assert np.array_equal(rows["correct"], (logits.argmax(1) == y).numpy())
     assert np.array_equal(rows["unchanged"], (logits.argmax(1) == network(x).argmax(1)).numpy())
+    assert np.array_equal(rows["clean_prediction"], network(x).argmax(1).numpy())
+    clean = evaluate(network, images, indices, Measurement())
+    assert np.array_equal(clean["clean_prediction"], clean["prediction"])
     np.testing.assert_allclose(rows["tau"], taus, atol=1e-6)
     np.testing.assert_allclose(rows["linf"], (attacked - x).abs().flatten(1).amax(1).numpy(), atol=1e-7)
+
+
+def test_rows_of_other_columns_are_made_anew(tmp_path: Path, images: ImageSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Chunks that another edition stored lie in a folder of their own."""
+    network = small(generator=torch.Generator().manual_seed(0))
+    for edition, folders in ((1, 1), (2, 2), (2, 2)):
+        monkeypatch.setattr("pellucid.evaluation.COLUMNS", edition)
+        rows = evaluate(network, images, torch.arange(4), Measurement(), cells=tmp_path)
+        assert len(list(tmp_path.iterdir())) == folders
+    assert "clean_prediction" in rows
+
+
+def test_a_model_is_named_by_what_it_computes(images: ImageSet) -> None:
+    """The same layers and weights, another forward: another model. The same again, though asked elsewhere: the same."""
+    network, rows = nn.Sequential(nn.Flatten(), nn.Linear(784, 10)), torch.arange(4)
+    keys = [model_key(Signed(network, sign), images, rows) for sign in (1, -1, 1)]
+    assert keys[0] == keys[2] != keys[1]
 
 
 def test_interrupted_evaluation_goes_on(tmp_path: Path, network: nn.Module, images: ImageSet) -> None:

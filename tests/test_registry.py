@@ -7,6 +7,7 @@ from importlib import import_module
 from pkgutil import iter_modules
 from typing import Any
 
+import jaxtyping
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -143,7 +144,12 @@ def test_what_a_specification_means() -> None:
         ("pgd(xyzzy=3)", "it has .*steps"),
         ("pgd(steps='many')", "steps='many'.*a whole number"),
         ("pgd(ball=0.3)", r"ball=0\.3.*a ball such as"),
-        ("pgd(steps=0)", "would do nothing"),
+        ("pgd(steps=0)", "would do nothing.* robustness"),
+        ("", "it is empty"),
+        ("pgd(ball=Linf)", r"pgd\(ball=Linf\): wants a ball"),
+        ("pgd(ball=Linf(fog))", r"Linf\(fog\): fog where a number is wanted"),
+        ("pgd(loss=fog)", r"pgd\(loss=fog\): choose one of 'ce', 'margin'"),
+        ("pgd(steps=2 * fog)", "arithmetic needs numbers, got 2, fog"),
         ("fab(search=-1)", "at least 1"),
         ("pgd(steps=True)", "steps=True.*a whole number"),
         ("pgd(step_size='a')", "step_size='a'.*a number"),
@@ -247,3 +253,17 @@ def test_any_text_is_read_or_refused(text: str, frame: str) -> None:
 def test_values(spec: str, expected: object) -> None:
     """Numbers, tuples, balls and strings."""
     assert registry.value(spec) == expected
+
+
+@pytest.mark.parametrize("spec", [3, None, pgd])
+def test_a_specification_is_a_text(spec: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever else is handed over is named."""
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # as users run it
+    with pytest.raises(PellucidError, match=r"a specification is a text such as .*not (3|None|pgd)"):
+        registry.parse(spec, "attacks")
+
+
+def test_maps_are_not_robust() -> None:
+    """A count of nothing is refused of interpreters too, without a word of robustness."""
+    with pytest.raises(PellucidError, match=r"smoothgrad\(samples=0\) would do nothing: at least 1"):
+        registry.parse("smoothgrad(samples=0)", "interpreters")

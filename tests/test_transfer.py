@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+import re
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -132,12 +133,24 @@ def test_the_page_shows_every_model_and_escapes_names() -> None:
     assert page.count('<svg class="figure"') == 2
 
 
+def test_the_summary_has_the_clean_images_too() -> None:
+    """As its first row, as on the terminal; every model has one name, in headings, tables, figures and the lead."""
+    names = ("mnist_smallgap_normal_100", "mnist_smallgap_adversarial_100")
+    page = page_of(names, (0.1, 0.2))
+    summary = page.split("<caption>", 1)[1].split("</table>")[0]
+    heads = re.findall(r'<th scope="row">(.*?)</th>', summary)
+    assert heads == ["clean", "normal", "adversarial"]
+    assert "Examples made on normal</h2>" in page
+    assert "examples made on normal leave adversarial right" in page
+    assert "…" not in page.split("<main")[1]
+
+
 def test_long_names_are_told_apart_on_the_page() -> None:
     """By the part in which they differ, in tables and figures; the full name is in the key and in every tooltip."""
     names = tuple(f"experiments_mnist_smallgap_{kind}_epochs_100_seed_0" for kind in ("adversarial", "normal"))
     page = page_of(names, (0.1, 0.2))
-    assert page.count("…adversarial…</text>") == 2
-    assert page.count(">…normal…</span>") > 2
+    assert page.count(">adversarial</text>") == 2
+    assert page.count(">normal</span>") > 2
     for name in names:
         assert f"<dd>{name}</dd>" in page
         assert f'title="{name}"' in page

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from pellucid import augmentations
 from pellucid.attacks.gradient import pgd
+from pellucid.cli import run
 from pellucid.data import ImageSet, load
 from pellucid.errors import PellucidError
 from pellucid.metrics import correct
@@ -230,3 +231,15 @@ def test_augmented_images_are_parts_of_the_images(generator: torch.Generator) ->
     assert torch.equal(one, two)
     with pytest.raises(PellucidError, match="augment"):
         Recipe(augment=("mixup",))
+
+
+def test_several_seeds_in_one_command(tmp_path: Path) -> None:
+    """A run each, in its own folder; resumed with one more, the finished stay and the new one begins."""
+    command = ["train", "--data", "digits", "--steps", "4", "--batch-size", "8", "--out", str(tmp_path), "--quiet"]
+    assert run([*command, "--seeds", "2"]) == 0
+    before = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("seed-0", "seed-1")]
+    assert before[0] != before[1]
+    assert run([*command, "--seeds", "3", "--resume"]) == 0
+    assert before == [(tmp_path / name / "model.safetensors").read_bytes() for name in ("seed-0", "seed-1")]
+    assert (tmp_path / "seed-2" / "model.safetensors").is_file()
+    assert run([*command, "--seeds", "0"]) == 2

@@ -30,7 +30,7 @@ def per_image(value: Radius, x: Images) -> Float[Tensor, "#b 1 1 1"]:
 
 def radii(ball: "Ball", x: Images) -> PerExample:
     """The ball's radius for each of the images."""
-    return per_image(ball.eps, x).flatten().expand(len(x))
+    return per_image(checked(ball, x).eps, x).flatten().expand(len(x))
 
 
 @runtime_checkable
@@ -45,6 +45,17 @@ class Ball(Protocol):
     def project(self, x: Images, centre: Images) -> Images: ...
     def sample(self, centre: Images, generator: Generator = None) -> Images: ...
     def steepest(self, gradient: Images) -> Images: ...
+
+
+def checked(ball: Ball, x: Images) -> Ball:
+    """The ball, if it is one and its radius one number or one per image; `PellucidError` says what else it is."""
+    if not isinstance(ball, Ball):
+        raise PellucidError(f"ball (={ball!r}) must be a ball: Linf(0.3), L2(2) or L1(10)")
+    if isinstance(ball.eps, Tensor) and ball.eps.numel() != 1 and ball.eps.shape != (len(x),):
+        raise PellucidError(
+            f"the ball has radii of shape {tuple(ball.eps.shape)} for {len(x)} images: one number, or one per image"
+        )
+    return ball
 
 
 def _check(eps: Radius) -> None:

@@ -1,7 +1,10 @@
 """The model contract, checked loudly: float images in [0, 1] in, logits out, normalisation inside."""
 
+import copy
+
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from pellucid.errors import PellucidError
 from pellucid.inputs import are_probabilities, explain_types
@@ -15,13 +18,15 @@ def check_contract(model: nn.Module, x: Images, *, classes: int) -> None:
     Checked: it runs on these images; logits `[b, classes]`, finite, not probabilities; the same twice and whatever
     the batch (in eval mode); a gradient reaches the pixels.
     """
-    with frozen(model):
-        at = x.detach().requires_grad_()
-        try:
+    check_initialised(model)
+    try:
+        with frozen(model):
+            at = x.detach().requires_grad_()
             logits = model(at)
-        except (RuntimeError, TypeError, ValueError, IndexError, AttributeError) as error:
-            explain_types(model, x, error)
-            raise PellucidError(f"the model does not take images of shape {tuple(x.shape[1:])}: {error}") from None
+    except (RuntimeError, TypeError, ValueError, IndexError, AttributeError) as error:
+        _blame(model, x, error)
+        raise
+    with frozen(model):
         _check_logits(logits, len(x), classes)
         if not logits.requires_grad:
             raise PellucidError("no gradient reaches the pixels: does the model detach, or round its input?")
@@ -34,6 +39,26 @@ def check_contract(model: nn.Module, x: Images, *, classes: int) -> None:
             )
         with torch.no_grad():
             _check_repeatable(model, x, logits.detach())
+
+
+def check_initialised(model: nn.Module) -> None:
+    """Raise `PellucidError` where a lazy layer has no weights yet."""
+    state = *model.named_parameters(), *model.named_buffers()
+    lazy = next((name for name, tensor in state if is_lazy(tensor)), None)
+    if lazy is not None:
+        raise PellucidError(
+            f"the model's {lazy} has no values yet (a lazy layer): run the model on an image once where it is built, "
+            "as in model(torch.zeros(1, 3, 32, 32))"
+        )
+
+
+def _blame(model: nn.Module, x: Images, error: Exception) -> None:
+    """Raise `PellucidError` where the pass fails without us too: what fails only while held still is our own bug."""
+    explain_types(model, x, error)
+    try:
+        copy.deepcopy(model).eval()(x.detach().requires_grad_())  # a copy: its own mode and buffers stay as they are
+    except Exception as bare:
+        raise PellucidError(f"the model does not take images of shape {tuple(x.shape[1:])}: {bare}") from None
 
 
 def _check_logits(logits: object, n: int, classes: int) -> None:

@@ -30,6 +30,7 @@ from pellucid.seeds import derive_seed
 from pellucid.types import Attack, Generator, Images, Interpreter, Labels, Notes
 
 CHUNK = 100  # images per chunk at most: the seeds hang on it, so it follows from the images' size alone
+COLUMNS = 2  # the edition of the rows' columns: chunks stored with others are made anew
 CHUNK_VALUES = 1_300_000  # pixel values per chunk at most: what bounds the memory of large images
 Look = Callable[[Images, Images, Rows], None]
 
@@ -64,8 +65,9 @@ def evaluate(
 ) -> Rows:
     """One row per image of `indices` (row numbers of `images`): what it is, what the model says, how far it was moved.
 
-    Columns: index, label, prediction, correct, confidence, margin, and how far each image was moved: linf, l2, l1, and
-    l0 in pixels. What an attack notes on each image (its option `notes`) comes as further columns.
+    Columns: index, label, prediction, clean_prediction (that of the image itself), correct, confidence, margin, and how
+    far each image was moved: linf, l2, l1, and l0 in pixels. What an attack notes on each image (its option
+    `notes`) comes as further columns.
 
     With an interpreter also `tau`, `top_k_overlap` and `discrepancy` between the true class's map before and after,
     and whether the prediction was `unchanged`. `cells` is a folder for finished chunks; `tick` is told how many images
@@ -122,8 +124,18 @@ def content_key(
         registry.describe(registry.complete(f)) if f else None for f in (measurement.attack, measurement.interpreter)
     )
     what = [attack, interpreter, measurement.gradient_norm, measurement.top_k]
-    where = [version("pellucid"), torch.__version__, device.type, chunk_size(images.shape)]
+    where = [version("pellucid"), torch.__version__, device.type, chunk_size(images.shape), COLUMNS]
     return fingerprint(model_digest(model), answers, what, images.digest, indices.tolist(), seed, where)
+
+
+def model_key(model: nn.Module, images: ImageSet, indices: Tensor) -> str:
+    """Names a model by its weights and its answers on a few images, to three digits: threads differ in the last."""
+    x, _ = images.batch(indices[:4])
+    with frozen(model), full_precision(), torch.no_grad():
+        answers = model(x.to(device_of(model))).flatten().double()
+    scale = float(answers.abs().max()) if answers.numel() else 0.0
+    rounded = [round(value / (scale or 1.0), 3) + 0.0 for value in answers.tolist()]  # no -0.0
+    return fingerprint(model_digest(model), rounded)[:12]
 
 
 def _measure(
@@ -135,9 +147,11 @@ def _measure(
     with torch.no_grad():
         logits = model(attacked).float()
         delta = attacked - x
+        prediction = logits.argmax(1)
         rows: dict[str, Tensor] = {
             "label": y,
-            "prediction": logits.argmax(1),
+            "prediction": prediction,
+            "clean_prediction": prediction if measurement.attack is None else model(x).argmax(1),
             "correct": correct(logits, y),
             "confidence": logits.softmax(1).amax(1),
             "margin": margin(logits, y),
@@ -148,7 +162,8 @@ def _measure(
         }
         if measurement.interpreter is not None:
             noise = int(torch.randint(2**62, (1,), generator=generator, device=generator.device))
-            rows |= _compare_maps(model, x, attacked, y, rows["prediction"], measurement, noise)
+            rows["unchanged"] = prediction == rows["clean_prediction"]
+            rows |= _compare_maps(model, x, attacked, y, measurement, noise)
     if measurement.gradient_norm:
         rows["gradient_norm"] = input_gradient_norm(model, attacked, y)
     return attacked, {name: v.cpu().numpy() if isinstance(v, Tensor) else v for name, v in (notes | rows).items()}
@@ -176,7 +191,6 @@ def _compare_maps(
     x: Images,
     attacked: Images,
     y: Labels,
-    prediction: Labels,
     measurement: Measurement,
     noise: int,
 ) -> dict[str, Tensor]:
@@ -188,7 +202,6 @@ def _compare_maps(
     flat_before: Float[Tensor, "n d"] = before.flatten(1)
     flat_after: Float[Tensor, "n d"] = after.flatten(1)
     return {
-        "unchanged": model(x).argmax(1) == prediction,
         "tau": kendall_tau(flat_before, flat_after),
         "top_k_overlap": top_k_overlap(flat_before, flat_after, k=measurement.top_k),
         "discrepancy": discrepancy(before, after),

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from pellucid.errors import PellucidError
 
-_vouched: ContextVar[bool] = ContextVar("vouched", default=False)  # the call is inside another that was checked
+_vouched: ContextVar[int | None] = ContextVar("vouched", default=None)  # the model that an outer call was checked with
 
 
 @contextmanager
@@ -26,20 +26,38 @@ def given(model: nn.Module, x: Any, classes: Any, *, ndim: int = 1, count: int |
     are not checked: they get what the outer one made. A failing pass is explained where model and images differ in type
     or place.
     """
-    if _vouched.get():
+    if _vouched.get() == id(model):
         yield
         return
     largest = check(model, x, classes, ndim=ndim, count=count)
-    token = _vouched.set(True)
-    handle = model.register_forward_hook(_first_answer(largest))
+    seen: list[bool] = []
+    look = _first_answer(largest, seen, least=2 if ndim == 1 else 1)
+    token = _vouched.set(id(model))
     try:
-        yield
+        if isinstance(model, torch.jit.ScriptModule):  # takes no hooks
+            with torch.no_grad():
+                look(model, x, model(x[:2]))
+            yield
+        else:
+            with _watched(model, look):
+                yield
+    except torch.OutOfMemoryError:
+        raise
     except RuntimeError as error:
-        explain_types(model, x, error)
+        if not seen:
+            explain_types(model, x, error)
         raise
     finally:
-        handle.remove()
         _vouched.reset(token)
+
+
+@contextmanager
+def _watched(model: nn.Module, look: Any) -> Iterator[None]:
+    handle = model.register_forward_hook(look)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def check(model: nn.Module, x: Any, classes: Any, *, ndim: int = 1, count: int | None = None) -> int:
@@ -73,7 +91,7 @@ def _check_images(x: Any, room: int) -> None:
         raise PellucidError(f"the images have shape {tuple(x.shape)}, and must have [batch, c, h, w]: {hint}")
     if torch.is_inference_mode_enabled() or x.is_inference():
         raise PellucidError(
-            "torch.inference_mode allows no gradients, not even to attacks and maps: use torch.no_grad instead, and "
+            "torch.inference_mode allows no gradients, which attacks and maps need: use torch.no_grad instead, and "
             "clone the tensors made inside it"
         )
     if not x.numel():
@@ -115,25 +133,17 @@ def _check_classes(classes: Any, x: Tensor, ndim: int, count: int | None) -> int
     return high
 
 
-def _first_answer(largest: int) -> Any:
-    """A hook that looks at the first answer of the model, and no further one."""
-    seen: list[bool] = []
+def _first_answer(largest: int, seen: list[bool], least: int) -> Any:
+    """A hook that looks at the first answer of the model, and no further one; `seen` says whether there was one.
+
+    Of at least so many classes: an attack needs another one to end in.
+    """
 
     def look(_module: nn.Module, _inputs: object, answer: Any) -> None:
         if seen:
             return
         seen.append(True)
-        if not isinstance(answer, Tensor):
-            raise PellucidError(
-                f"the model gives a {type(answer).__name__}, and must give logits [batch, classes] alone: wrap it in "
-                "a module that returns that part"
-            )
-        if answer.ndim != 2:
-            raise PellucidError(
-                f"the model gives {tuple(answer.shape)}, and must give logits [batch, classes]: flatten, or pool"
-            )
-        if largest >= answer.shape[1]:
-            raise _out_of_range(0, largest, answer.shape[1])
+        _check_shape(answer, largest, least)
         values = answer.detach()
         if bool(are_probabilities(values)):
             raise PellucidError("the model gives probabilities, not logits: leave out its final softmax")
@@ -141,6 +151,25 @@ def _first_answer(largest: int) -> Any:
             raise PellucidError("the model's logits are not numbers (NaN): are its weights?")
 
     return look
+
+
+def _check_shape(answer: Any, largest: int, least: int) -> None:
+    if not isinstance(answer, Tensor):
+        raise PellucidError(
+            f"the model gives a {type(answer).__name__}, and must give logits [batch, classes] alone: wrap it in "
+            "a module that returns that part"
+        )
+    if answer.ndim != 2:
+        raise PellucidError(
+            f"the model gives {tuple(answer.shape)}, and must give logits [batch, classes]: flatten, or pool"
+        )
+    if answer.shape[1] < least:
+        raise PellucidError(
+            f"a model of {answer.shape[1]} class has no other class to end in, so no attack can succeed: one logit z "
+            "for yes or no makes two classes as torch.cat([0 * z, z], 1)"
+        )
+    if largest >= answer.shape[1]:
+        raise _out_of_range(0, largest, answer.shape[1])
 
 
 def _out_of_range(low: int, high: int, count: int | None) -> PellucidError:

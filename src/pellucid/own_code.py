@@ -3,12 +3,14 @@
 import importlib
 import importlib.util
 import sys
+import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
 
 from torch import nn
 
+from pellucid.contract import check_initialised
 from pellucid.errors import PellucidError
 from pellucid.foreign import as_network
 from pellucid.network import Normalise
@@ -27,6 +29,7 @@ def from_code(
     module = _built(where)
     if not isinstance(module, nn.Module):
         raise PellucidError(f"{where} returned a {type(module).__name__}: it must return a torch.nn.Module")
+    check_initialised(module)
     if weights is not None:
         load_into(module, weights)
     if (mean is None) != (std is None):
@@ -39,7 +42,8 @@ def from_code(
     except PellucidError as reason:
         facts["no_maps"] = str(reason)
     except (RuntimeError, TypeError, ValueError, IndexError, AttributeError) as error:
-        facts["no_maps"] = f"it does not run on these images ({error})"  # the contract check says so, and more
+        # Where the module itself does not run, the contract check says so, and more.
+        facts["no_maps"] = f"it could not be taken apart ({type(error).__name__}: {error})"
     return nn.Sequential(Normalise(mean, std), module) if mean and std else module, facts
 
 
@@ -52,8 +56,16 @@ def _built(where: str) -> object:
         return found()
     except Exception as error:  # the user's own code: whatever it raised is told, by its name
         raise PellucidError(
-            f"{where}() raised {type(error).__name__}: {error} (it is called without arguments)"
+            f"{where}() raised {type(error).__name__}: {error}{_place(error)}; it is called without arguments"
         ) from None
+
+
+def _place(error: Exception) -> str:
+    """The file and line where the user's code raised it; a syntax error names its own."""
+    if isinstance(error, SyntaxError):
+        return "" if error.filename is None or error.filename in str(error) else f" in {error.filename}"
+    frames = traceback.extract_tb(error.__traceback__)
+    return f" ({frames[-1].filename}, line {frames[-1].lineno})" if len(frames) > 1 else ""
 
 
 def _function(where: str) -> Callable[[], object]:
@@ -65,6 +77,8 @@ def _function(where: str) -> Callable[[], object]:
         raise PellucidError(
             f"cannot import {place!r} ({error}): write package.module:function or file.py:function"
         ) from None
+    except Exception as error:  # the user's own code: whatever it raised is told, by its name and place
+        raise PellucidError(f"{place} raised {type(error).__name__} when imported: {error}{_place(error)}") from None
     found = getattr(module, name, None)
     if not callable(found):
         raise PellucidError(f"{place} has no function {name!r}")

@@ -74,6 +74,11 @@ class Team:
             dist.barrier()
 
 
+def leads() -> bool:
+    """Whether this process is the one that speaks, before any team is joined."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def place(device: str) -> str:
     """The device of this process: under torchrun, `cuda` is the GPU of its local rank."""
     return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if device == "cuda" and _size() > 1 else device

@@ -91,14 +91,15 @@ def value(spec: str) -> Any:
 
 
 def _read(spec: str) -> ast.expr:
+    if not isinstance(spec, str):
+        raise PellucidError(f"a specification is a text such as 'pgd(steps=40)', not {describe(spec)}")
     if len(spec) > LONGEST:
         raise PellucidError(f"the specification {spec[:40]!r}... has {len(spec)} characters: at most {LONGEST}")
     try:
         tree = ast.parse(spec.strip(), mode="eval").body
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-        raise PellucidError(
-            f"cannot read the specification {spec!r} ({error}): write NAME or NAME(option=value, ...)"
-        ) from None
+        why = error if spec.strip() else "it is empty"
+        raise PellucidError(f"cannot read the specification {spec!r} ({why}): write NAME or NAME(...)") from None
     if _depth(tree) > DEEPEST:
         raise PellucidError(f"the specification {spec[:40]!r}... nests more than {DEEPEST} deep")
     return tree
@@ -153,12 +154,12 @@ def _bind(function: Callable[..., Any], call: ast.Call) -> Callable[..., Any]:
 def _check_option(name: str, parameter: inspect.Parameter, given: Any) -> None:
     """A wrong kind of value is said here, by name, and not deep inside an attack."""
     if parameter.name in COUNTS and isinstance(given, int) and given < 1:
-        raise PellucidError(
-            f"{name}({parameter.name}={given}) would do nothing, and its figures would look like robustness: at least 1"
-        )
+        looks = ", and its figures would look like robustness" if name in public("attacks") else ""
+        raise PellucidError(f"{name}({parameter.name}={given}) would do nothing{looks}: at least 1")
     choices = typing.get_args(parameter.annotation) if typing.get_origin(parameter.annotation) is Literal else ()
     if choices and given not in choices:
-        raise PellucidError(f"{name}({parameter.name}={given!r}): choose one of {', '.join(map(repr, choices))}")
+        allowed = ", ".join(map(repr, choices))
+        raise PellucidError(f"{name}({parameter.name}={describe(given)}): choose one of {allowed}")
     kinds = () if choices else _kinds(parameter.annotation)
     truth = isinstance(given, bool)  # a bool is an int to Python, and a mistake to everybody else
     if kinds and (not isinstance(given, kinds) or (truth and bool not in kinds)):
@@ -219,7 +220,7 @@ def _value(node: ast.expr) -> Any:
 
 def _arithmetic(op: Callable[..., float], *numbers: Any) -> float:
     if not all(isinstance(n, int | float) for n in numbers):
-        raise PellucidError(f"arithmetic needs numbers, got {', '.join(map(repr, numbers))}")
+        raise PellucidError(f"arithmetic needs numbers, got {', '.join(map(describe, numbers))}")
     try:
         return op(*numbers)
     except ZeroDivisionError:
@@ -234,6 +235,9 @@ def _construct(name: str, call: ast.Call) -> Any:
     if None in names or len(set(names)) < len(names):
         raise PellucidError(f"{ast.unparse(call)}: every option once, by name")
     options = {str(k.arg): _value(k.value) for k in call.keywords}
+    named = [describe(given) for given in (*values, *options.values()) if callable(given)]
+    if named:
+        raise PellucidError(f"{ast.unparse(call)}: {named[0]} where a number is wanted")
     try:
         return _values()[name](*values, **options)
     except TypeError as error:
@@ -253,7 +257,7 @@ def describe(bound: object) -> str:
     if isinstance(bound, partial):
         options = ", ".join(f"{name}={describe(value)}" for name, value in bound.keywords.items())
         return f"{describe(bound.func)}({options})"
-    if inspect.isfunction(bound):
+    if inspect.isfunction(bound) or inspect.isclass(bound):
         return bound.__name__.rstrip("_")
     if dataclasses.is_dataclass(bound) and not isinstance(bound, type):
         fields = [(f.name, describe(getattr(bound, f.name))) for f in dataclasses.fields(bound)]

@@ -2,12 +2,13 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from numbers import Integral
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from pellucid.balls import L1, Ball, Radius, per_image
+from pellucid.balls import L1, Ball, Radius, checked, per_image
 from pellucid.boxes import blocked
 from pellucid.errors import PellucidError
 from pellucid.types import Generator, Images, Mask, PerExample, RowNumbers
@@ -20,6 +21,20 @@ LEAVE = 5  # every so many steps the images that have fallen leave: asking at ea
 def select(mask: Mask, yes: Images, no: Images) -> Images:
     """Per image, `yes` where the mask holds and `no` elsewhere."""
     return torch.where(mask[:, None, None, None], yes, no)
+
+
+def check_counts(least: int = 1, /, **counts: object) -> None:
+    """Raise `PellucidError` unless every count, given by its name, is a whole number of at least `least`."""
+    for name, count in counts.items():
+        if isinstance(count, bool) or not isinstance(count, Integral) or int(count) < least:
+            why = ": images that nobody searches look robust" if isinstance(count, Integral) else ""
+            raise PellucidError(f"{name} (={count!r}) must be a whole number of at least {least}{why}")
+
+
+def check_step_size(step_size: Radius | None) -> None:
+    """Raise `PellucidError` for steps that a caller chose, and that lead nowhere. A radius of 0 has such by itself."""
+    if step_size is not None and torch.as_tensor(step_size).numel() and float(torch.as_tensor(step_size).max()) <= 0:
+        raise PellucidError("step_size must be above 0, in pixel units: images that stay where they start look robust")
 
 
 def of_rows(value: Radius, rows: Mask | RowNumbers) -> float | Tensor:
@@ -111,6 +126,7 @@ class Batched:
 
 def starting(x: Images, ball: Ball, random_start: bool, generator: Generator) -> Images:
     """Where a search begins: at random in the ball, or at the images."""
+    ball = checked(ball, x)
     return ball.sample(x.detach(), generator) if random_start else x
 
 
@@ -139,10 +155,10 @@ class _Walk:
         decay: bool,
         judge: Judge | None = None,
     ) -> "_Walk":
-        if steps < 0 or float(torch.as_tensor(step_size).min() if len(x) else 1) < 0:
-            raise PellucidError(
-                f"steps (={steps}) and step_size (={step_size}) must not be negative: that would be descent"
-            )
+        check_counts(0, steps=steps)
+        ball = checked(ball, x)
+        if len(x) and not float(torch.as_tensor(step_size).min()) >= 0:
+            raise PellucidError(f"step_size (={step_size}) must not be negative: that would be descent")
         start = start.detach().clamp(0, 1)
         return cls(x.detach(), ball, step_size, 1 / max(1, steps) if decay else 0.0, start, start, judge)
 
@@ -218,6 +234,7 @@ def bisect(
     smallest success (where there was none: of the attempt at `high`), the values, and who succeeded at all.
     Assumes that success is monotone in the value, as it is for radii.
     """
+    check_counts(0, search=steps)
     images, found = attempt(high)
     smallest: Tensor = high.clone()
     low = low.clone()

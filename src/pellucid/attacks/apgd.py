@@ -11,10 +11,9 @@ from torch import nn
 
 from pellucid.balls import L1, Ball, Linf, per_image, radii
 from pellucid.boxes import blocked, into_l1_ball
-from pellucid.errors import PellucidError
 from pellucid.metrics import log_odds, margin
 from pellucid.network import frozen
-from pellucid.search import LEAVE, Batched, select
+from pellucid.search import LEAVE, Batched, check_counts, select
 from pellucid.targets import nearest
 from pellucid.types import Generator, Images, Labels, Logits, Mask, PerExample, RowNumbers
 
@@ -53,8 +52,7 @@ def apgd(
     steps that adapt, the exact projection onto ball and box, and one radius throughout (theirs shrinks from 3 eps).
     Raises `PellucidError` for fewer than two classes, one target, or one restart.
     """
-    if restarts < 1 or targets < 1:
-        raise PellucidError(f"restarts (={restarts}) and targets (={targets}) must be at least 1")
+    check_counts(steps=steps, restarts=restarts, targets=targets)
     with frozen(model, x, y):
         x = x.detach()
         eps = radii(ball, x)

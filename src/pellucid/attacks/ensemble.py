@@ -16,6 +16,7 @@ from pellucid.balls import Ball, Linf, radii, slack
 from pellucid.errors import PellucidError
 from pellucid.metrics import correct, margin
 from pellucid.network import Network, frozen, full_precision
+from pellucid.search import check_counts
 from pellucid.types import Generator, Images, Labels, Notes, PerExample
 
 QUICK = 20  # steps of the first, cheap searches
@@ -55,6 +56,7 @@ def ensemble(
     `PellucidError` as its attacks do, and where the `others` are no networks.
     """
     _check_others(others)
+    check_counts(steps=steps, restarts=restarts, targets=targets, queries=queries)
     stages = _stages(model, others, steps, queries, {"restarts": restarts, "targets": targets})
     with frozen(model, x, y), full_precision():
         x = x.detach()

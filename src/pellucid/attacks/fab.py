@@ -7,7 +7,6 @@ from torch import nn
 
 from pellucid.balls import L1, Ball, Linf, per_image, radii
 from pellucid.boxes import onto_hyperplane
-from pellucid.errors import PellucidError
 from pellucid.metrics import margin
 from pellucid.network import frozen
 from pellucid.search import LEAVE, Batched, check_counts, move_back, select

@@ -9,11 +9,21 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pellucid.balls import L1, Ball, Linf, Radius
+from pellucid.balls import L1, Ball, Linf, Radius, checked
 from pellucid.errors import PellucidError
 from pellucid.metrics import input_gradient_norm, log_odds, margin
 from pellucid.network import frozen
-from pellucid.search import Judge, Loss, ascend, ascend_survivors, of_rows, select, starting
+from pellucid.search import (
+    Judge,
+    Loss,
+    ascend,
+    ascend_survivors,
+    check_counts,
+    check_step_size,
+    of_rows,
+    select,
+    starting,
+)
 from pellucid.targets import Goal, choose
 from pellucid.types import Generator, Images, Labels, Notes, PerExample, RowNumbers
 
@@ -49,7 +59,7 @@ def fgsm(
     with frozen(model, x, y):
         _note_underflow(notes, model, x, y)
         climb = _climb(model, y, targeted, loss, underflow)
-        return ascend(climb, x, ball, steps=1, step_size=ball.eps, keep_best=False)
+        return ascend(climb, x, ball, steps=1, step_size=checked(ball, x).eps, keep_best=False)
 
 
 def tgsm(
@@ -100,6 +110,8 @@ def iterated_tgsm(
     onto it. The last iterate is returned; with `keep_best` the one of largest margin for t. `target`, `loss`,
     `underflow` and the notes are as in `tgsm`. Source: Kurakin et al. 2017, sec. 2.3.
     """
+    check_counts(steps=steps)
+    check_step_size(step_size)
     goal = choose(target, model, x, y, generator)
     with frozen(model, x, y):
         _note_underflow(notes, model, x, goal)
@@ -145,6 +157,8 @@ def pgd(
     where convolutions are the cost, with nearly the same signs. Whether an image has fallen, and which of its iterates
     is the best, is judged in fp32: of every 5 steps the best by bf16, and the last.
     """
+    check_counts(steps=steps, restarts=restarts)
+    check_step_size(step_size)
     if stop_when_fooled and not keep_best:
         raise PellucidError("stop_when_fooled=True returns the best iterate: leave out keep_best=False, or the former")
 

@@ -6,13 +6,13 @@ import torch
 from torch import Tensor, nn
 
 from pellucid import surrogates
-from pellucid.balls import Ball, Linf, Radius
+from pellucid.balls import Ball, Linf, Radius, checked
 from pellucid.errors import PellucidError
 from pellucid.interpreters.activations import cam
 from pellucid.mapping import drawing_from
 from pellucid.metrics import discrepancy, margin
 from pellucid.network import frozen
-from pellucid.search import Loss, ascend
+from pellucid.search import Loss, ascend, check_counts, check_step_size
 from pellucid.surrogates import Surrogate, View
 from pellucid.types import Generator, Images, Interpreter, Labels
 
@@ -44,14 +44,16 @@ def aai(
     networks are followed on a softplus twin and judged on the network itself: `surrogate` is "auto", the twin's beta,
     or None for no twin. Sources: Boopathy et al. 2020, eq. 7; Ghorbani et al. 2019; Dombrowski et al. 2019 (the twin).
     """
-    if k < 1:
-        raise PellucidError(f"k (={k}) must be at least 1")
+    check_counts(k=k)
+    check_step_size(step_size)
+    if hinge < 0:
+        raise PellucidError(f"hinge (={hinge:g}) must be >= 0: less would reward leaving the class")
     interpreter = drawing_from(interpreter, generator)
     with frozen(model, x, y):
         view = surrogates.view(model, x, y, interpreter, surrogate)
         with frozen(view.twin):
             loss = _push_down(view, x, y, k) if reading == "as_coded" else _tear_apart(view, x, y, p, hinge)
-            default = 0.01 if reading == "as_coded" else 2.5 * ball.eps / max(1, steps)
+            default = 0.01 if reading == "as_coded" else 2.5 * checked(ball, x).eps / max(1, steps)
             return ascend(
                 loss,
                 x,

@@ -15,7 +15,7 @@ from pellucid.boxes import blocked
 from pellucid.errors import PellucidError
 from pellucid.metrics import log_odds, margin
 from pellucid.network import frozen
-from pellucid.search import move_back, select
+from pellucid.search import check_counts, move_back, select
 from pellucid.targets import Goal, choose
 from pellucid.types import Attack, Generator, Images, Labels, Mask, Notes, PerExample
 
@@ -48,6 +48,7 @@ def smallest(
     infinite where nothing was found (then x comes back). Raises where the attack takes no ball. Source: this is how
     Carlini & Wagner 2017, sec. VI, compare a fixed-radius attack with theirs, done per image.
     """
+    check_counts(0, search=search)
     if not isinstance(registry.option(attack, "ball"), Ball):
         raise PellucidError(f"{registry.describe(attack)} takes no ball to bisect: choose one that does, such as pgd")
     with frozen(model, x, y):
@@ -91,6 +92,7 @@ def fmn(
 
     Notes `found` and `eps`, as `smallest`; where nothing was found x comes back. One pass and gradient per step.
     """
+    check_counts(steps=steps)
     with frozen(model, x, y):
         goal, gap = _aim(model, x, y, target, generator)
         fooled = partial(_fooled, gap, goal)
@@ -140,6 +142,7 @@ def cw(
     Notes `found`, and `eps`, the L2 norm, infinite where nothing was found (then x comes back) and 0 where x is
     misclassified already. Raises for κ < 0 and c <= 0.
     """
+    check_counts(0, iterations=iterations, search=search)
     if kappa < 0 or c <= 0:
         raise PellucidError(f"kappa (={kappa}) must be at least 0 and c (={c}) above 0")
     with frozen(model, x, y):

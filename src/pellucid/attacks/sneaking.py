@@ -8,13 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from pellucid import surrogates, targets
-from pellucid.balls import Ball, Linf
+from pellucid.balls import Ball, Linf, checked
 from pellucid.errors import PellucidError
 from pellucid.interpreters.activations import cam, gradcam, gradcam_plus_plus, representation
 from pellucid.mapping import drawing_from, underlying
 from pellucid.metrics import discrepancy, kendall_tau, margin, normalised_discrepancy, proposition_1_bound
 from pellucid.network import frozen
-from pellucid.search import ascend, bisect, select
+from pellucid.search import ascend, bisect, check_counts, select
 from pellucid.surrogates import Surrogate, View
 from pellucid.targets import Goal
 from pellucid.types import Classes, Generator, Images, Interpreter, Labels, Maps, Mask, Notes, PerExample
@@ -51,8 +51,9 @@ def isa(
     per image for the smallest that still succeeds. Of all iterates that reach t', the one of smallest D is returned.
 
     Without a `ball` the radii are `multipliers · eps*` in Linf, eps* being each image's smallest radius at which the
-    attack on the prediction alone reaches t'. `notes` then holds, per level of radius, what NDS and NSL are made
-    from: see `pellucid.stealth`. Images that cannot be fooled at eps* = 1 come back unchanged.
+    attack on the prediction alone reaches t'. `notes` then holds, per level of radius, what the normalised discrepancy
+    score (NDS: how far the maps move even so) and the normalised slope (NSL: how much of that a larger radius saves)
+    are made from: see `pellucid.stealth`. Images that cannot be fooled at eps* = 1 come back unchanged.
 
     There are 40 `steps` of `2.5 eps / steps`. As coded there are 10, of `0.2 eps clip(1000 g, -1, 1)`, and the last
     iterate counts; D is of CAMs not divided by u, squared for p = 2; one weight on D, in place of lambda on the margin,
@@ -64,6 +65,7 @@ def isa(
             f"isa(p={p!r}, classes={classes!r}, multipliers={multipliers!r}): p is 1 or 2, classes 1, 2 or 'all', "
             "multipliers (of the smallest radius that succeeds) at least one number >= 1, rising"
         )
+    check_counts(search=search, steps=1 if steps is None else steps)
     interpreter = drawing_from(interpreter, generator)
     with frozen(model, x, y):
         goal = targets.choose(target, model, x, y, generator)
@@ -108,7 +110,7 @@ def _levels(sneak: "_Sneak", ball: Ball | None, multipliers: tuple[float, ...], 
         smallest, plain, found = sneak.smallest()
         balls: list[Ball] = [sneak.ball(factor * smallest) for factor in multipliers]
     else:
-        (plain, found), balls = sneak.plain(ball), [ball]
+        (plain, found), balls = sneak.plain(checked(ball, sneak.x)), [ball]
     best, least = plain, torch.where(found, sneak.moved(plain), torch.inf)
     records = [sneak.record(plain)] if sneak.counts_plain else []
     for level in balls:

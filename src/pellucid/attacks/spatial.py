@@ -11,7 +11,7 @@ from pellucid.distortions.elastic import warp
 from pellucid.errors import PellucidError
 from pellucid.metrics import margin
 from pellucid.network import frozen
-from pellucid.search import select
+from pellucid.search import check_counts, select
 from pellucid.targets import Goal, choose
 from pellucid.types import Generator, Images, Labels, Notes, PerExample
 
@@ -52,8 +52,9 @@ def spatial(
     Raises for negative options. Source: Xiao et al. 2018, eqs. 1 to 4.
     """
     tau = (TAU_AS_CODED if reading == "as_coded" else TAU) if tau is None else tau
-    if not (tau >= 0 and steps >= 0 and step_size >= 0):
-        raise PellucidError(f"tau (={tau}), steps (={steps}) and step_size (={step_size}) must not be negative")
+    check_counts(0, steps=steps)
+    if not (tau >= 0 and step_size > 0):
+        raise PellucidError(f"tau (={tau}) must not be negative, and step_size (={step_size}) must be above 0")
     with frozen(model, x, y):
         x = x.detach()
         aim = None if target is None else choose(target, model, x, y, generator)

@@ -12,7 +12,7 @@ from pellucid.balls import L1, Ball, Linf, per_image, radii
 from pellucid.errors import PellucidError
 from pellucid.metrics import margin
 from pellucid.network import frozen
-from pellucid.search import select
+from pellucid.search import check_counts, select
 from pellucid.types import Generator, Images, Labels, Notes, RowNumbers
 
 HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # queries of 10,000 after which the area is halved
@@ -51,8 +51,7 @@ def square(
     draw that would change nothing is mirrored instead of asked. L1 works as L2 does, with the L1 norm (our choice).
     Raises `PellucidError` unless `queries >= 1`, `0 < area <= 1`, and `start` has the shape of x.
     """
-    if queries < 1:
-        raise PellucidError(f"queries (={queries}) must be at least 1: images that nobody asks about look robust")
+    check_counts(queries=queries)
     if not 0 < area <= 1:
         raise PellucidError(
             f"area (={area}), the first window's share of the image, must be in (0, 1]: leave it at 0.8"

@@ -1,5 +1,6 @@
 """pellucid attack"""
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,6 +20,7 @@ from pellucid.cli.common import (
     StdOption,
     WeightsOption,
     checked_call,
+    counted,
     counting,
     examples,
     only_for_others,
@@ -28,6 +30,7 @@ from pellucid.cli.common import (
     print_json,
     progress,
 )
+from pellucid.errors import PellucidError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -81,7 +84,8 @@ def attack(
     drawn = _drawn(picture, out_folder)
     found, indices = open_images(data, split, images, seed, size)
     subject = open_subject(model, weights, found, device=device, mean=mean, std=std)
-    call = checked_call(out_folder, "attack", bound, found, indices, [subject.model], seed=seed, device=device)
+    what = {"attack": registry.describe(bound), "eps": []}
+    call = checked_call(out_folder, "attack", what, found, indices, [subject.model], seed=seed, device=device)
     started, now = time.monotonic(), datetime.now(UTC).isoformat(timespec="seconds")
     summary = {
         "model": model,
@@ -109,6 +113,9 @@ def _drawn(picture: Path | None, out_folder: Path | None) -> Path | None:
     if picture is None:
         return out_folder / "picture.png" if out_folder else None
     kind_of(picture)  # asked before the work, not after
+    above = next(folder for folder in picture.absolute().parents if folder.exists())
+    if not above.is_dir():
+        raise PellucidError(f"--picture {picture}: {above} is a file, where a folder is wanted")
     return picture
 
 
@@ -192,7 +199,7 @@ def _maps(
 
 def _print(summary: dict[str, Any]) -> None:
     low, high = summary["interval"]
-    on = f"on {summary['n']} images of {escape(summary['data'])}, {summary['seconds']} s"
+    on = f"on {counted(summary['n'])} of {escape(summary['data'])}, {summary['seconds']} s"
     out.print(f"[bold]{escape(summary['attack'])}[/] {on}")
     out.print(f"  clean accuracy   {summary['clean_accuracy']:.3f}")
     spares = summary["attack"].startswith("aai")  # it keeps the class: what is left right says nothing of robustness
@@ -203,19 +210,21 @@ def _print(summary: dict[str, Any]) -> None:
 
 
 def _map_lines(summary: dict[str, Any]) -> list[str]:
+    goal = summary.get("kendall_tau_target")
+    target = [] if goal is None else [f"                 {goal:.3f}  of the maps of the target class"]
     if summary.get("kendall_tau") is not None:
         return [
-            f"Kendall tau      {summary['kendall_tau']:.3f}  over {summary['n_tau']} images that keep their class",
+            f"Kendall tau      {summary['kendall_tau']:.3f}  over {counted(summary['n_tau'])} of unchanged class",
             f"                 {summary['kendall_tau_all']:.3f}  over all; top-k {summary['top_k_intersection']:.3f}",
+            *target,
         ]
-    if "nds" in summary or "survivors" not in summary:
+    if "survivors" not in summary:
         return []
     kept = summary["survivors"]
-    why = f"the map is constant, for {kept} images that keep their class" if kept else "no image kept its class"
+    why = f"the map is constant, for {counted(kept)} of unchanged class" if kept else "no image kept its class"
     over_all = summary["kendall_tau_all"]
-    return [
-        f"Kendall tau      none: {why}" + ("" if over_all is None else f"; {over_all:.3f} over the images that changed")
-    ]
+    line = f"Kendall tau      none: {why}"
+    return [line + ("" if over_all is None else f"; {over_all:.3f} over the images that changed"), *target]
 
 
 def _other_lines(summary: dict[str, Any]) -> list[str]:
@@ -226,16 +235,28 @@ def _other_lines(summary: dict[str, Any]) -> list[str]:
         sizes = [f"{norm} {summary[f'median_{norm}']:.4g}" for norm in ("linf", "l2", "l1", "l0") if summary["fooled"]]
         lines.append(f"median size      {', '.join(sizes) or 'none'}  of {summary['fooled']} fooled")
     if summary.get("median_eps") is not None:
-        lines.append(f"smallest found   {summary['median_eps']:.4g}  in the median, for {summary['found']} images")
+        lines.append(f"smallest found   {summary['median_eps']:.4g}  in the median, for {counted(summary['found'])}")
     if "reached_target" in summary:
-        lines.append(f"reached target   {summary['reached_target']} of {summary['n']} images")
+        lines.append(f"reached target   {summary['reached_target']} of {counted(summary['n'])}")
     if "nds" in summary:
-        lines.append(f"NDS, NSL         {summary['nds']:.4f}, {summary['nsl']:.4f}  over {summary['n_isa']} images")
-        coded = f"{summary['nds_as_coded']:.4f}, {summary['nsl_as_coded']:.4f}"
-        lines.append(f"                 {coded}  as coded, less {summary['never_gave_way']} whose maps never gave way")
+        lines += _sneaking_lines(summary)
         silent = "says nothing of maps that are not complete" if summary["n_isa"] else "not tried: nobody was fooled"
         words = {True: "holds", False: "does not hold", None: silent}
         lines.append(f"Proposition 1    {words[summary['bound_holds']]}")
     if "picture" in summary:
         lines.append(f"picture          {escape(summary['picture'])}")
     return lines
+
+
+def _sneaking_lines(summary: dict[str, Any]) -> list[str]:
+    if not summary["n_isa"]:
+        return ["NDS, NSL         none: on no image right before did the target class overtake the true one"]
+    nds, nsl, nds_coded, nsl_coded = (
+        f"{summary[name]:.4f}" if math.isfinite(summary[name]) else "none"
+        for name in ("nds", "nsl", "nds_as_coded", "nsl_as_coded")
+    )
+    left_out = f"less {summary['never_gave_way']} whose maps never gave way"
+    return [
+        f"NDS, NSL         {nds}, {nsl}  over {counted(summary['n_isa'])}",
+        f"                 {nds_coded}, {nsl_coded}  as coded, {left_out}",
+    ]

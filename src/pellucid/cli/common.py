@@ -77,6 +77,11 @@ def print_json(value: Mapping[str, Any]) -> None:
     sys.stdout.write(json.dumps(finite(value), ensure_ascii=False) + "\n")
 
 
+def counted(n: int, noun: str = "image") -> str:
+    """`1 image`, `2 images`."""
+    return f"{n} {noun}{'' if n == 1 else 's'}"
+
+
 @contextmanager
 def progress(description: str, total: int, *, quiet: bool = False) -> Iterator[Any]:
     """A bar with the time left, on a terminal; nothing elsewhere. Yields `advance(count, note="")`."""
@@ -119,32 +124,30 @@ def counting(model: "nn.Module", tick: Any, *, quiet: bool = False) -> Iterator[
 def checked_call(
     out_folder: Path | None,
     command: str,
-    attack: Callable[..., Any],
+    what: Mapping[str, Any],
     images: "ImageSet",
     indices: "Tensor",
     models: list["nn.Module"],
     *,
     seed: int,
     device: str,
-    eps: tuple[float, ...] = (),
 ) -> dict[str, Any]:
-    """What a call attacks, and with what. Raises where the folder for its results holds those of another.
+    """A call: what it does, to which models, on which images. Raises where its folder holds the results of another.
 
     To a transfer models may be added: the examples of the others are kept.
     """
-    from pellucid import registry
-    from pellucid.results import fingerprint, model_digest
+    from pellucid.evaluation import model_key
+    from pellucid.results import fingerprint
     from pellucid.run_folder import check_call
 
     call = {
         "command": command,
-        "attack": registry.describe(attack),
-        "eps": list(eps),
+        **what,
         "data": f"{images.name} {images.digest[:12]}",
         "images": f"{len(indices)} ({fingerprint(indices.tolist())[:12]})",
         "seed": seed,
         "device": device,
-        "models": [model_digest(model)[:12] for model in models],
+        "models": [model_key(model, images, indices) for model in models],
     }
     if out_folder is not None:
         check_call(out_folder, call, grows="models" if command == "transfer" else "")
@@ -152,13 +155,14 @@ def checked_call(
 
 
 def open_images(
-    data: str, split: str, images: str | None, seed: int, size: int | None = None
+    data: str, split: str, images: str | None, seed: int, size: int | None = None, *, first: int | None = None
 ) -> tuple["ImageSet", "Tensor"]:
-    """A split and the rows chosen from it."""
+    """A split and the rows chosen from it: by default a sample, or the first so many; all where there are fewer."""
     from pellucid.data import load, subset
 
     found = load(data, split, size=size)
-    return found, subset(str(min(DEFAULT_IMAGES, len(found))) if images is None else images, len(found), seed)
+    default = f"{'first:' if first else ''}{min(first or DEFAULT_IMAGES, len(found))}"
+    return found, subset(default if images is None else images, len(found), seed)
 
 
 def open_subject(
@@ -176,6 +180,8 @@ def open_subject(
     options = {} if stored else {"weights": weights, "mean": numbers(mean), "std": numbers(std)}
     network, facts = load_model(model, example=example, **options)
     _check_classes(model, facts, images)
+    if stored:
+        _warn_of_size(model, facts, images)
     try:
         network = network.to(device).eval()
     except (RuntimeError, AssertionError) as error:
@@ -206,6 +212,17 @@ def _check_classes(model: str, facts: Mapping[str, str], images: "ImageSet") -> 
             f"{model} was trained on {len(trained)} classes that are not those of {images.name} "
             f"({len(images.class_names)}; first differences: {', '.join(differ) or 'their number'})"
         )
+
+
+def _warn_of_size(model: str, facts: Mapping[str, str], images: "ImageSet") -> None:
+    """A network that averages takes images of any size, and knows little about those of another than its own."""
+    from pellucid import registry
+
+    size = registry.option(registry.parse(facts["architecture"], "architectures"), "size")
+    if isinstance(size, int) and size not in images.shape[1:]:
+        given = " x ".join(map(str, images.shape[1:]))
+        line = f"warning: {model} was made for images of {size} pixels, these have {given}"
+        err.print(line, markup=False, soft_wrap=True)
 
 
 def subject_name(model: str) -> str:

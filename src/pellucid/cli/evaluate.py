@@ -17,6 +17,7 @@ from pellucid.cli.common import (
     SplitOption,
     StdOption,
     WeightsOption,
+    checked_call,
     examples,
     only_for_others,
     open_images,
@@ -55,10 +56,12 @@ def evaluate(
     from pellucid.evaluation import Measurement
     from pellucid.evaluation import evaluate as run
     from pellucid.results import rate, write_rows
+    from pellucid.run_folder import claim_call
 
     only_for_others([model], weights, mean, std)
     found, indices = open_images(data, split, images, seed, size)
     subject = open_subject(model, weights, found, device=device, mean=mean, std=std)
+    call = checked_call(out_folder, "evaluate", {}, found, indices, [subject.model], seed=seed, device=device)
     started = time.monotonic()
     with progress("evaluating", len(indices), quiet=json_) as tick:
         rows = run(subject.model, found, indices, Measurement(gradient_norm=True), seed=seed, tick=tick)
@@ -74,6 +77,7 @@ def evaluate(
         "seconds": round(time.monotonic() - started, 2),
     }
     if out_folder:
+        claim_call(out_folder, call)
         write_rows(out_folder / "rows.parquet", rows)
     if json_:
         print_json(summary)

@@ -3,6 +3,7 @@
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
 from pellucid.cli.common import JsonOption, examples, out, print_json
@@ -34,9 +35,10 @@ def listing(
     for name, functions in found.items():
         table = Table(title=name, title_justify="left", show_lines=True)
         for column in ("name", "what it computes", "options"):
-            table.add_column(column)
+            table.add_column(column, overflow="fold")
         for function, facts in functions.items():
-            table.add_row(function, facts["summary"], ", ".join(f"{k}={v}" for k, v in facts["options"].items()))
+            options = ", ".join(f"{k}={v}" for k, v in facts["options"].items())
+            table.add_row(function, escape(facts["summary"]), escape(options))
         out.print(table)
 
 

@@ -1,11 +1,14 @@
 """pellucid train"""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from pellucid.cli.common import DeviceOption, JsonOption, SeedOption, SplitOption, err, examples, print_json, progress
+
+if TYPE_CHECKING:
+    from pellucid.recipe import Recipe
 
 EPILOGUE = examples(
     'pellucid train --data digits --objective "adversarial(attack=pgd(ball=Linf(0.2), steps=5))" --steps 300 '
@@ -52,18 +55,14 @@ def train(
     stop_at: Annotated[float | None, typer.Option(help="Stop at this clean accuracy on held-out images.")] = None,
     split: SplitOption = "train",
     seed: SeedOption = 0,
+    seeds: Annotated[int, typer.Option(help="So many runs, of seeds --seed, --seed + 1, ..., in OUT/seed-N.")] = 1,
     device: DeviceOption = "cpu",
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run in --out.")] = False,
     json_: JsonOption = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="No closing words.")] = False,
 ) -> None:
     """Train a network with any objective. Interrupt it when you like: --resume goes on, to the same bits on a CPU."""
-    import time
-
-    from pellucid.data import load
     from pellucid.recipe import Recipe
-    from pellucid.run_folder import other_threads
-    from pellucid.training import train as run
 
     recipe = Recipe(
         objective=objective,
@@ -92,19 +91,67 @@ def train(
         stop_at=stop_at,
         seed=seed,
     )
-    images = load(data, split)
-    if resume and device == "cpu" and (warning := other_threads(out)):
-        err.print(f"warning: {warning}", markup=False, soft_wrap=True)
-    started = time.monotonic()
-    with progress(f"training {out.name}", steps, quiet=json_) as advance:
+    _all_runs(recipe, _runs(recipe, out, seeds), resume=resume, device=device, quiet=quiet, json_=json_)
 
-        def report(step: int, entry: dict[str, float]) -> None:
-            advance(0, note=f"loss {entry['loss']:.4f}" if "loss" in entry else "", at=step)
 
-        run(recipe, images, out, resume=resume, device=device, report=report)
+def _runs(recipe: "Recipe", out: Path, seeds: int) -> "dict[Path, Recipe]":
+    """The folder and the recipe of each seed."""
+    from dataclasses import replace
+
+    from pellucid.errors import PellucidError
+
+    if seeds < 1:
+        raise PellucidError(f"--seeds {seeds}: at least 1")
+    numbers = range(recipe.seed, recipe.seed + seeds)
+    return {out: recipe} if seeds == 1 else {out / f"seed-{n}": replace(recipe, seed=n) for n in numbers}
+
+
+def _all_runs(
+    recipe: "Recipe", runs: "dict[Path, Recipe]", *, resume: bool, device: str, quiet: bool, json_: bool
+) -> None:
+    """One after the other; of several resumed, those that have not begun begin."""
+    import time
+
+    from pellucid.data import load
+    from pellucid.parallel import leads
+    from pellucid.run_folder import other_threads
+    from pellucid.training import train as run
+
+    images, started = load(recipe.data, recipe.split), time.monotonic()
+    for where, each in runs.items():
+        if resume and device == "cpu" and (warning := other_threads(where)):
+            err.print(f"warning: {warning}", markup=False, soft_wrap=True)
+        begun = resume and (len(runs) == 1 or (where / "recipe.json").exists())
+        with progress(f"training {where.name}", each.steps, quiet=json_ or not leads()) as advance:
+            run(each, images, where, resume=begun, device=device, report=_report(advance, each))
+    models = [str(where / "model.safetensors") for where in runs]
     seconds = time.monotonic() - started
-    if json_:
-        print_json({"model": str(out / "model.safetensors"), "steps": steps, "seconds": round(seconds, 1)})
-    elif not quiet:
-        err.print(f"[bold]{out / 'model.safetensors'}[/] trained in {seconds:.0f} s.")
-        err.print(f"Next: pellucid audit --model {out} --data {data} --out {out}-audit")
+    if json_ and leads():
+        named = {"model": models[0]} if len(models) == 1 else {"models": models}
+        print_json(named | {"steps": recipe.steps, "seconds": round(seconds, 1)})
+    elif leads() and not quiet:
+        err.print(f"{', '.join(models)} trained in {seconds:.0f} s.", markup=False, soft_wrap=True)
+        named = " ".join(f"--model {where}" for where in runs)
+        err.print(f"Next: pellucid audit {named} --data {recipe.data} --out audit", markup=False, soft_wrap=True)
+
+
+def _report(advance: Any, recipe: "Recipe") -> Any:
+    """What stands beside the bar: the loss, images per second and, where images are held out, the last score."""
+    import time
+
+    first, started, score = None, 0.0, ""
+
+    def report(step: int, entry: dict[str, float]) -> None:
+        nonlocal first, started, score
+        now = time.monotonic()
+        if first is None:
+            first, started = step, now
+        speed = (step - first) * recipe.batch_size * recipe.accumulate / max(1e-9, now - started)
+        for name, word in (("validation_robust", "robust"), ("validation_accuracy", "accuracy")):
+            if name in entry:
+                score = f", held out: {word} {entry[name]:.3f}"
+                break
+        loss = f"loss {entry['loss']:.4f}, " if "loss" in entry else ""
+        advance(0, note=f"{loss}{speed:.0f} images/s{score}", at=step)
+
+    return report

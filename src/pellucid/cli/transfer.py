@@ -66,24 +66,21 @@ def transfer(
     from datetime import UTC, datetime
 
     from pellucid import registry
-    from pellucid.report.transfer_page import transfer_page
-    from pellucid.results import run_facts, write_json
-    from pellucid.run_folder import claim_call
+    from pellucid.results import run_facts
     from pellucid.transfer import transfer as run_transfer
-    from pellucid.weights import write_atomically
 
     only_for_others(model, weights, mean, std)
     bound = registry.parse(attack, "attacks")
     ladder = radii(eps, bound) or ()
     found, indices = open_images(data, split, images, seed, size)
     subjects = named([open_subject(m, weights, found, device=device, mean=mean, std=std) for m in model])
-    call = checked_call(
-        out_folder, "transfer", bound, found, indices, [s.model for s in subjects], seed=seed, device=device, eps=ladder
-    )
+    models = {subject.name: subject.model for subject in subjects}
+    what = {"attack": registry.describe(bound), "eps": list(ladder)}
+    call = checked_call(out_folder, "transfer", what, found, indices, [*models.values()], seed=seed, device=device)
     started, now = time.monotonic(), datetime.now(UTC).isoformat(timespec="seconds")
     with progress("attacking", len(subjects) * max(1, len(ladder)) * len(indices), quiet=json_) as tick:
         done = run_transfer(
-            {subject.name: subject.model for subject in subjects},
+            models,
             found,
             indices,
             bound,
@@ -95,10 +92,7 @@ def transfer(
     seconds = time.monotonic() - started
     figures = {"attack": registry.describe(bound), "data": data, "seed": seed, **summary(done)}
     if out_folder:
-        claim_call(out_folder, call)
-        write_json(out_folder / "transfer.json", figures)
-        write_atomically(out_folder / "transfer.html", transfer_page(figures).encode())
-        write_json(out_folder / "run.json", run_facts(started=now, seconds=seconds, device=device))
+        _write(out_folder, call, figures, run_facts(started=now, seconds=seconds, device=device))
     if json_:
         print_json(figures | {"seconds": round(seconds, 2)})
         return
@@ -122,13 +116,36 @@ def summary(done: "Transfer") -> dict[str, Any]:
     }
 
 
+def _write(folder: Path, call: dict[str, Any], figures: dict[str, Any], facts: dict[str, Any]) -> None:
+    from pellucid.report.transfer_page import transfer_page
+    from pellucid.results import write_json
+    from pellucid.run_folder import claim_call
+    from pellucid.weights import write_atomically
+
+    claim_call(folder, call)
+    write_json(folder / "transfer.json", figures)
+    write_atomically(folder / "transfer.html", transfer_page(figures).encode())
+    write_json(folder / "run.json", facts)
+
+
 def _print(done: "Transfer") -> None:
+    """A table per radius, names by what tells them apart; numbers as heads where names do not fit beside each other."""
+    from pellucid.report.words import short_names
+
+    rows = short_names(done.names)
+    heads = rows
+    if sum(len(name) + 3 for name in [max(rows, key=len), *rows]) > out.width:
+        heads = [str(i) for i in range(1, len(rows) + 1)]
+        rows = [f"{head} {name}" for head, name in zip(heads, rows, strict=True)]
     for e, radius in enumerate(done.eps or (None,)):
-        table = Table(title="accuracy" + ("" if radius is None else f" at eps {radius:g}"))
-        table.add_column("made on", overflow="fold")
-        for name in done.names:
-            table.add_column(escape(name), justify="right", overflow="fold")
+        table = Table(title="accuracy" + ("" if radius is None else f" at eps {radius:g}"), title_justify="left")
+        table.add_column("made on", no_wrap=True)
+        for head in heads:
+            table.add_column(escape(head), justify="right", no_wrap=True)
         table.add_row("(clean)", *(f"{right.mean():.3f}" for right in done.clean))
-        for s, name in enumerate(done.names):
+        for s, name in enumerate(rows):
             table.add_row(escape(name), *(f"{right.mean():.3f}" for right in done.correct[s, e]))
         out.print(table)
+    for row, name in zip(rows, done.names, strict=True):
+        if row != name:
+            out.print(f"{row}: {name}", markup=False, highlight=False, soft_wrap=True)

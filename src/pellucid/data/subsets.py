@@ -8,6 +8,7 @@ from jaxtyping import Int64
 from torch import Tensor
 
 from pellucid.errors import PellucidError
+from pellucid.seeds import check_seed
 
 FORMS = "'all', a count such as '200' (a seeded sample), 'first:N', or 'boopathy200'"
 
@@ -33,7 +34,7 @@ def subset(spec: str | int, n: int, seed: int = 0) -> Int64[Tensor, " k"]:
         raise PellucidError(f"the subset {text!r} wants {count} of {n} images: choose 1 to {n}, or 'all'")
     if match[1]:
         return torch.arange(count)
-    return torch.randperm(n, generator=torch.Generator().manual_seed(seed))[:count].sort().values
+    return torch.randperm(n, generator=torch.Generator().manual_seed(check_seed(seed)))[:count].sort().values
 
 
 def _boopathy(n: int) -> Int64[Tensor, " k"]:

@@ -150,9 +150,9 @@ def _worst(found: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
     return None if worst is None else {"verdict": worst, "of": len(found), "count": verdicts.count(worst)}
 
 
-def legend(names: Sequence[str]) -> list[dict[str, Any]]:
+def legend(names: Sequence[str], shorts: Sequence[str] | None = None) -> list[dict[str, Any]]:
     """Names, what of them fits into a table's head, and tones, in the order of the audit."""
-    shorts = words.telling(names, 24)
+    shorts = words.telling(names, 24) if shorts is None else shorts
     return [
         {"name": name, "short": shorts[tone], "cut": shorts[tone] != name, "tone": tone}
         for tone, name in enumerate(names)

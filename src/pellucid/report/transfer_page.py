@@ -8,13 +8,16 @@ from pellucid.report.html import assets, environment
 
 Found = Mapping[str, Any]
 
+_JOINED = "\u2060"  # no line break here
+
 
 def transfer_page(found: Found) -> str:
     """The page, from what `pellucid transfer --json` prints. The same input gives the same bytes."""
     names: list[str] = found["models"]
     levels: list[float | None] = found["eps"] or [None]
     last = levels[-1]
-    legend = sections.legend(names)
+    shorts = _shorts(names)
+    legend = sections.legend(names, shorts)
     context = {
         "title": " · ".join(entry["short"] for entry in legend),
         "lead": _lead(found, last),
@@ -23,11 +26,19 @@ def transfer_page(found: Found) -> str:
         "attack": found["attack"],
         "seed": found["seed"],
         "legend": legend,
-        "matrix": [(e["short"], [_cell(_entry(found, e["name"], last, t)) for t in names]) for e in legend],
+        "matrix": [
+            ("clean", [_cell(found["clean"][t]) for t in names]),
+            *((e["short"], [_cell(_entry(found, e["name"], last, t)) for t in names]) for e in legend),
+        ],
         "matrix_caption": "Accuracy on transferred examples" + _at(last),
         "sources": [_source(found, entry, legend, levels) for entry in legend],
     }
     return environment().get_template("transfer.html").render(context | assets())
+
+
+def _shorts(names: list[str]) -> list[str]:
+    """The same short names wherever the page speaks of a model; no line ends between an ellipsis and its word."""
+    return [name.replace("…", f"{_JOINED}…{_JOINED}") for name in words.short_names(names)]
 
 
 def _entry(found: Found, source: str, eps: float | None, target: str) -> Found:
@@ -44,7 +55,7 @@ def _lead(found: Found, eps: float | None) -> str:
     if not pairs:
         return "One model alone: its own examples."
     worst = min(pairs, key=lambda e: e["value"])
-    shorts = dict(zip(found["models"], words.telling(found["models"], 40), strict=True))
+    shorts = dict(zip(found["models"], _shorts(found["models"]), strict=True))
     return (
         f"The strongest transfer{_at(eps)}: examples made on {shorts[worst['source']]} leave "
         f"{shorts[worst['target']]} right on {words.percent(worst['value'])}, from "
@@ -87,7 +98,7 @@ def _figure(found: Found, source: str, levels: list[float | None]) -> str:
         entries[target] += [_entry(found, source, eps, target) for eps in levels if eps is not None]
     lines = [
         figures.Line(short, tone, [_point(t, e) for e in entries[t]], doubtful=t == source)
-        for tone, (t, short) in enumerate(zip(names, words.telling(names, 16), strict=True))
+        for tone, (t, short) in enumerate(zip(names, words.short_names(names), strict=True))
     ]
     return figures.curves(
         lines,

@@ -18,6 +18,7 @@ _MAPS = {
     "integrated_gradients": "integrated-gradients map",
     "representation": "representation map",
 }
+SHORT = 16  # characters of a short name: what fits beside a curve
 _SPACE = "\u00a0"  # no line break between a figure and its unit
 
 _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
@@ -167,6 +168,17 @@ def telling(names: Sequence[str], limit: int) -> list[str]:
     if len(set(found)) == len(set(names)):
         return found
     return [f"{shorten(name, limit - len(str(i)) - 1)} {i}" for i, name in enumerate(names, 1)]
+
+
+def short_names(names: Sequence[str]) -> list[str]:
+    """`telling` where the full names stand beside: what all have in common gives way without a trace.
+
+    The ellipses stay where what is left would say too little: a number, or no longer a name of its own.
+    """
+    found = telling(names, SHORT)
+    bare = [name.strip("…") for name in found]
+    says = all(len(name) > 1 and any(letter.isalpha() for letter in name) and "…" not in name for name in bare)
+    return bare if says and len(set(bare)) == len(bare) else found
 
 
 def _common(names: Sequence[str]) -> int:
