@@ -164,7 +164,7 @@ class _Walk:
 
     def go(self, loss: Loss, steps: int, *, remember: bool) -> None:
         """Some steps; of the iterates they leave, the best counts, by the judge's score if there is one."""
-        seen, rank = self.at, None
+        seen, rank, size = self.at, None, per_image(self.step_size, self.x)
         for _ in range(steps):
             done, self.taken = self.taken * self.shrink, self.taken + 1
             gradient, score = gradient_and_score(loss, self.at)
@@ -175,7 +175,7 @@ class _Walk:
                 direction = self.ball.sparse(gradient.masked_fill(blocked(self.at, gradient), 0), spread=spread)
             else:
                 direction = self.ball.steepest(gradient)
-            step = per_image(self.step_size, self.x) * (1 - done) * direction
+            step = (size * (1 - done) if done else size) * direction
             self.at = self.ball.project(self.at + step, self.x).clamp(0, 1)
         if rank is not None:
             self.best, self.score = _better(seen, self._judged(seen, rank), self.best, self.score)

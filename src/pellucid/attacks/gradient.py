@@ -163,7 +163,7 @@ def pgd(
         raise PellucidError("stop_when_fooled=True returns the best iterate: leave out keep_best=False, or the former")
 
     def loss_of(rows: RowNumbers) -> Loss:
-        return _climb(model, y[rows], targeted, loss, underflow, precision)
+        return _climb(model, y[rows], targeted, loss, underflow, precision, scored=keep_best)
 
     def judge_of(rows: RowNumbers) -> Judge:
         return partial(_misclassified, model, y[rows], targeted)
@@ -236,23 +236,29 @@ def _note_underflow(notes: Notes, model: nn.Module, x: Images, y: Labels) -> Non
 
 
 def _climb(
-    model: nn.Module, y: Labels, targeted: bool, kind: Kind, underflow: Underflow, precision: Precision = "fp32"
+    model: nn.Module,
+    y: Labels,
+    targeted: bool,
+    kind: Kind,
+    underflow: Underflow,
+    precision: Precision = "fp32",
+    *,
+    scored: bool = True,
 ) -> Loss:
-    """What to maximise away from y, or towards it, and as score by how much the image is misclassified (or at y)."""
+    """What to maximise away from y, or towards it; `scored`, with by how much the image is misclassified (or at y)."""
     sign = -1 if targeted else 1
     if kind not in ("ce", "margin") or underflow not in ("keep", "repair"):
         raise PellucidError(f"loss (={kind!r}) must be ce or margin, underflow (={underflow!r}) keep or repair")
 
-    def loss(at: Images) -> tuple[PerExample, PerExample]:
+    def loss(at: Images) -> PerExample | tuple[PerExample, PerExample]:
         with torch.autocast(at.device.type, torch.bfloat16, enabled=precision == "bf16"):
             logits = model(at).to(at.dtype)
-        gap = margin(logits, y)
         if kind == "margin":
-            value = -gap
+            value = -margin(logits, y)
         elif underflow == "keep":
             value = F.cross_entropy(logits, y, reduction="none")
         else:
             value = -log_odds(logits, y)  # CE's own direction, in exact arithmetic
-        return sign * value, -sign * gap.detach()
+        return (sign * value, -sign * margin(logits.detach(), y)) if scored else sign * value
 
     return loss
