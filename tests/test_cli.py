@@ -2,6 +2,9 @@
 
 import io
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -365,3 +368,20 @@ def test_transfer_shows_each_the_examples_of_the_other(
     assert run([*words, "--eps", "1.5"]) == 2
     assert run([*words, "--attack", "jsma", "--eps", "0.1"]) == 2
     assert "takes no ball" in capsys.readouterr().err
+
+
+def test_the_entry_point_settles_threads_and_keeps_what_is_set() -> None:
+    """Asleep after a microsecond of spinning, unless the environment says otherwise; torch is not imported for it."""
+    script = "import os, sys; from pellucid.process import settle; settle(); print(*map(os.environ.get, sys.argv[1:]))"
+    script += "; assert 'torch' not in sys.modules"
+    names = ["OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"]
+    bare = {key: value for key, value in os.environ.items() if key not in names}
+    for given, expected in (
+        ({}, "passive 1000 0"),
+        ({"OMP_WAIT_POLICY": "active"}, "active None 0"),
+        ({"GOMP_SPINCOUNT": "7"}, "passive 7 0"),
+    ):
+        said = subprocess.run(
+            [sys.executable, "-c", script, *names], env=bare | given, capture_output=True, text=True, check=True
+        )
+        assert said.stdout.strip() == expected
