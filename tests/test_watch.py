@@ -243,3 +243,28 @@ def test_several_seeds_in_one_command(tmp_path: Path) -> None:
     assert before == [(tmp_path / name / "model.safetensors").read_bytes() for name in ("seed-0", "seed-1")]
     assert (tmp_path / "seed-2" / "model.safetensors").is_file()
     assert run([*command, "--seeds", "0"]) == 2
+
+
+def test_the_page_of_curves_shows_every_run(tmp_path: Path, digits: ImageSet) -> None:
+    """One line per run and quantity, the last values in the table, unfinished runs too; none is an error."""
+    recipe = replace(FULL, steps=6, accumulate=1, augment=(), objective="double_backprop(lam=1)")
+    train(recipe, digits, tmp_path / "a<b")
+    with pytest.raises(KeyboardInterrupt):
+        train(replace(recipe, seed=1), digits, tmp_path / "other", report=interrupt)
+    page = tmp_path / "curves.html"
+    runs = ["--run", str(tmp_path / "a<b"), "--run", str(tmp_path / "other")]
+    assert run(["curves", *runs, "--out", str(page)]) == 0
+    text = page.read_text()
+    assert "a&lt;b" in text
+    assert "a<b" not in text
+    assert text.count("<svg") >= 4
+    last = curve(tmp_path / "a<b", "validation_accuracy")[-1]
+    assert f"{last:.3g}" in text
+    assert run(["curves", "--run", str(tmp_path), "--out", str(page)]) == 2
+
+
+def interrupt(step: int, entry: dict[str, float]) -> None:
+    """After the third step."""
+    del entry
+    if step == 3:
+        raise KeyboardInterrupt

@@ -88,6 +88,17 @@ def load_checkpoint(path: Path, state: State, run: Mapping[str, Any]) -> tuple[i
     )
 
 
+def read_log(folder: Path) -> list[dict]:
+    """What a run has logged: all of it where it is finished, else up to its last checkpoint."""
+    finished, checkpoint = folder / "metrics.json", folder / "checkpoint.safetensors"
+    try:
+        if finished.is_file():
+            return json.loads(finished.read_text())
+        return json.loads(read_safetensors(checkpoint)[1]["state"])["log"] if checkpoint.is_file() else []
+    except (ValueError, LookupError, OSError) as error:
+        raise PellucidError(f"{folder}: its log cannot be read ({error})") from None
+
+
 def _restore(state: State, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
     state.network.load_state_dict(_under("network.", tensors))
     found: dict[int, dict[str, Any]] = {int(index): dict(values) for index, values in facts["plain"].items()}

@@ -12,7 +12,7 @@ from pellucid import registry
 from pellucid.data import ImageSet
 from pellucid.data.imageset import batches
 from pellucid.errors import PellucidError
-from pellucid.metrics import correct
+from pellucid.metrics import correct, input_gradient_norm
 from pellucid.network import frozen, full_precision
 from pellucid.recipe import Recipe
 from pellucid.seeds import derive_seed
@@ -74,9 +74,10 @@ def follow(average: AveragedModel | None, network: nn.Module) -> None:
 
 
 def validate(model: nn.Module, images: ImageSet, recipe: Recipe, device: torch.device, step: int) -> dict[str, float]:
-    """`validation_accuracy`, and with `recipe.validate` `validation_robust`, the share right under that attack."""
+    """`validation_accuracy`; `validation_gradient`, the mean `‖∇_x CE‖_2`; and with `recipe.validate`
+    `validation_robust`, the share right under that attack."""
     attack: Callable[..., Any] | None = registry.parse(recipe.validate, "attacks") if recipe.validate else None
-    right, stands, n = 0, 0, 0
+    right, stands, slope, n = 0, 0, 0.0, 0
     generator = torch.Generator(device).manual_seed(derive_seed(recipe.seed, "validation", step))
     with frozen(model), full_precision():
         for batch in batches(images, AT_ONCE):
@@ -84,11 +85,12 @@ def validate(model: nn.Module, images: ImageSet, recipe: Recipe, device: torch.d
             with torch.no_grad():
                 clean = correct(model(x), y)
             right, n = right + int(clean.sum()), n + len(y)
+            slope += float(input_gradient_norm(model, x, y).sum())
             if attack is not None:
                 attacked = attack(model, x, y, generator=generator)
                 with torch.no_grad():
                     stands += int((clean & correct(model(attacked), y)).sum())
-    found = {"validation_accuracy": right / n}
+    found = {"validation_accuracy": right / n, "validation_gradient": slope / n}
     return found | {"validation_robust": stands / n} if attack is not None else found
 
 
