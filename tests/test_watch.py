@@ -15,12 +15,16 @@ from torch import Tensor, nn
 
 from pellucid import augmentations
 from pellucid.attacks.gradient import pgd
+from pellucid.balls import L2, Linf
 from pellucid.cli import run
 from pellucid.data import ImageSet, load
 from pellucid.errors import PellucidError
+from pellucid.memory import Memory
 from pellucid.metrics import correct
 from pellucid.models import load_model
 from pellucid.network import Network
+from pellucid.objectives.interpretability import int2
+from pellucid.parallel import Team
 from pellucid.recipe import Recipe
 from pellucid.training import train
 from pellucid.watch import Best, averaged, follow, held_out, judge, validate
@@ -268,3 +272,55 @@ def interrupt(step: int, entry: dict[str, float]) -> None:
     del entry
     if step == 3:
         raise KeyboardInterrupt
+
+
+def test_a_memory_gives_back_what_was_kept(generator: torch.Generator) -> None:
+    """To 1/254 of the radius, scaled with it, of the images visited alone; a few begin anew; Linf balls only."""
+    memory = Memory(40, (1, 6, 6), generator, Team())
+    x = torch.rand(30, 1, 6, 6, generator=generator) * 0.2 + 0.4
+    before = memory.store.clone()
+    rows = torch.arange(5, 35)
+    memory.visit(rows)
+    attacked = Linf(0.1).sample(x, generator)
+    memory.keep(x, attacked, Linf(0.1))
+    assert torch.equal(memory.store[:5], before[:5])
+    assert torch.equal(memory.store[35:], before[35:])
+    same, wider = (memory.start(x, Linf(eps), torch.Generator().manual_seed(1)) for eps in (0.1, 0.2))
+    near = ((same - attacked).abs() <= 0.1 / 254 + 1e-6).flatten(1).all(1)
+    assert near.sum() >= 24
+    assert not near.all()
+    torch.testing.assert_close((wider - x)[near], 2 * (same - x)[near], atol=1e-5, rtol=0)
+    kept = memory.store.clone()
+    memory.keep(x, x, Linf(0.0))
+    assert torch.equal(memory.store, kept)
+    with pytest.raises(PellucidError, match="Linf"):
+        memory.start(x, L2(1.0), generator)
+
+
+@pytest.mark.parametrize("objective", ["trades", "int", "int2"])
+def test_persistent_searches_are_resumed_and_grow_stronger(tmp_path: Path, digits: ImageSet, objective: str) -> None:
+    """Interrupted and uninterrupted end alike; augmentation, and no trainer, are refused."""
+    recipe = Recipe(objective=f"{objective}(ball=Linf(0.2), steps=1, start='persistent')", steps=12, batch_size=50)
+    train(recipe, digits, tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        train(recipe, digits, tmp_path / "broken", report=interrupt)
+    train(recipe, digits, tmp_path / "broken", resume=True)
+    files = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "broken")]
+    assert files[0] == files[1]
+    with pytest.raises(PellucidError, match="augment"):
+        train(replace(recipe, augment=("crop",)), digits, tmp_path / "cropped")
+
+
+def test_a_persistent_search_is_stronger_than_one_from_chance(tiny: Network, images: Tensor, labels: Tensor) -> None:
+    """After some visits one step from the memory finds more loss than one step from a random point."""
+    generator = torch.Generator().manual_seed(0)
+    memory = Memory(len(images), tuple(images.shape[1:]), generator, Team())
+    memory.visit(torch.arange(len(images)))
+    options: dict[str, Any] = {"step": 0, "steps": 1, "adversarial": True, "ball": Linf(0.1)}
+    with pytest.raises(PellucidError, match="trainer"):
+        int2(tiny, images, labels, start="persistent", **options)
+    fresh = float(int2(tiny, images, labels, generator=generator, **options)[1]["adversarial_cross_entropy"])
+    terms: dict[str, Tensor] = {}
+    for _ in range(30):
+        _, terms = int2(tiny, images, labels, generator=generator, start="persistent", memory=memory, **options)
+    assert float(terms["adversarial_cross_entropy"]) > fresh

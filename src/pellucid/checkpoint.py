@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
 
 from pellucid.errors import PellucidError
+from pellucid.memory import Memory
 from pellucid.parallel import Team
 from pellucid.recipe import differences
 from pellucid.watch import Best
@@ -27,6 +28,7 @@ class State(NamedTuple):
     averaged: AveragedModel | None  # of the weights over the steps
     best: Best  # by the held-out images
     team: Team
+    memory: Memory | None = None
 
 
 def save_checkpoint(path: Path, state: State, run: Mapping[str, Any], *, step: int, log: list[dict]) -> None:
@@ -35,11 +37,13 @@ def save_checkpoint(path: Path, state: State, run: Mapping[str, Any], *, step: i
     Whoever is killed while writing leaves the last checkpoint whole. Of several processes the leader writes, after
     all have sent it the states of their generators.
     """
-    optimiser, team, device = state.optimiser.state_dict(), state.team, state.generator.device
-    tensors = {f"network.{name}": tensor for name, tensor in state.network.state_dict().items()}
+    optimiser = state.optimiser.state_dict()
+    parts = {"network": state.network.state_dict(), "best": state.best.weights or {}}
     if state.averaged is not None:
-        tensors |= {f"averaged.{name}": tensor for name, tensor in state.averaged.state_dict().items()}
-    tensors |= {f"best.{name}": tensor for name, tensor in (state.best.weights or {}).items()}
+        parts["averaged"] = state.averaged.state_dict()
+    tensors = {f"{part}.{name}": tensor for part, held in parts.items() for name, tensor in held.items()}
+    if state.memory is not None:
+        tensors["memory"] = state.memory.store
     plain: dict[str, dict[str, Any]] = {}
     for index, values in optimiser["state"].items():
         for name, value in values.items():
@@ -47,18 +51,26 @@ def save_checkpoint(path: Path, state: State, run: Mapping[str, Any], *, step: i
                 tensors[f"optimiser.{index}.{name}"] = value
             else:
                 plain.setdefault(str(index), {})[name] = value
-    own = {"generator": state.generator.get_state()}
-    own["global_generator"] = torch.get_rng_state()  # dropout draws from it: it takes no generator
-    if device.type == "cuda":
-        own["cuda_generator"] = torch.cuda.get_rng_state(device)
-    for name, mine in own.items():
-        tensors |= {_of_rank(name, rank): each for rank, each in enumerate(team.gather(mine, device))}
-    if not team.leads:
+    tensors |= _generators(state)
+    if not state.team.leads:
         return
     facts = {"step": step, "groups": optimiser["param_groups"], "plain": plain, "log": log, "run": run}
     facts["best"] = state.best.facts()
     content = save({k: t.detach().cpu().contiguous() for k, t in tensors.items()}, {"state": json.dumps(facts)})
     write_atomically(path, content)
+
+
+def _generators(state: State) -> dict[str, Tensor]:
+    """The states of all generators, of all processes."""
+    team, device = state.team, state.generator.device
+    found: dict[str, Tensor] = {}
+    own = {"generator": state.generator.get_state()}
+    own["global_generator"] = torch.get_rng_state()  # dropout draws from it: it takes no generator
+    if device.type == "cuda":
+        own["cuda_generator"] = torch.cuda.get_rng_state(device)
+    for name, mine in own.items():
+        found |= {_of_rank(name, rank): each for rank, each in enumerate(team.gather(mine, device))}
+    return found
 
 
 def load_checkpoint(path: Path, state: State, run: Mapping[str, Any]) -> tuple[int, list[dict]]:
@@ -109,6 +121,8 @@ def _restore(state: State, tensors: dict[str, Tensor], facts: dict[str, Any]) ->
     state.optimiser.load_state_dict({"state": found, "param_groups": facts["groups"]})
     if state.averaged is not None:
         state.averaged.load_state_dict(_under("averaged.", tensors))
+    if state.memory is not None:
+        state.memory.store.copy_(tensors["memory"])
     state.best.restore(facts["best"], _under("best.", tensors))
     rank = state.team.rank
     state.generator.set_state(tensors[_of_rank("generator", rank)])

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
-from jaxtyping import Int, UInt8
+from jaxtyping import Int
 from torch import Tensor, nn
 
 from pellucid.errors import PellucidError
@@ -54,12 +54,12 @@ class Team:
         dist.all_reduce(raised, dist.ReduceOp.MAX)
         return tuple(bool(flag) for flag in raised.tolist())
 
-    def gather(self, state: UInt8[Tensor, " n"], device: torch.device) -> list[Tensor]:
-        """The generator states of all processes, in order."""
+    def gather(self, mine: Tensor, device: torch.device) -> list[Tensor]:
+        """A tensor of one shape from all processes, in their order; the others' are on the CPU."""
         if self.size == 1:
-            return [state]
-        found = [torch.empty_like(state, device=device) for _ in range(self.size)]
-        dist.all_gather(found, state.to(device))
+            return [mine]
+        found = [torch.empty_like(mine, device=device) for _ in range(self.size)]
+        dist.all_gather(found, mine.to(device).contiguous())
         return [each.cpu() for each in found]
 
     def same_buffers(self, network: nn.Module) -> None:

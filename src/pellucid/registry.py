@@ -30,7 +30,7 @@ DEEPEST = 50
 LONGEST = 2000  # characters of a specification: far above any real one, far below what nests too deep
 
 COUNTS = ("steps", "restarts", "search", "iterations", "queries", "targets", "samples", "k")
-NOT_OPTIONS = ("generator", "step", "notes")  # what the caller hands over at every call
+NOT_OPTIONS = ("generator", "step", "notes", "memory")  # what the caller hands over at every call
 FAMILIES = ("attacks", "interpreters", "objectives", "architectures")
 
 _OPERATORS: dict[type, Any] = {

@@ -73,16 +73,20 @@ def steps(course: Course, state: State, now: Progress, note: Note) -> Iterator[N
 
 def _gradients(course: Course, state: State, batches: list[Tensor], now: Progress) -> tuple[Tensor, dict[str, Tensor]]:
     """The gradient of the mean loss over the batches, in `.grad`; the loss and its terms."""
-    network, _, generator, *_ = state
+    network, generator, memory = state.network, state.generator, state.memory
+    remembering = {} if memory is None else {"memory": memory}
     recipe, device = course.recipe, generator.device
     state.optimiser.zero_grad()
     losses: list[Tensor] = []
     named: list[Mapping[str, Tensor]] = []
     for rows in batches:
-        x, y = (part.to(device) for part in course.images.batch(course.team.share(rows)))
+        mine = course.team.share(rows)
+        x, y = (part.to(device) for part in course.images.batch(mine))
+        if memory is not None:
+            memory.visit(mine)
         x = augment(x, recipe.augment, generator)
         with torch.autocast(device.type, torch.bfloat16, enabled=recipe.precision == "bf16"):
-            loss, terms = course.objective(network, x, y, step=now.step, generator=generator)
+            loss, terms = course.objective(network, x, y, step=now.step, generator=generator, **remembering)
         (loss if len(batches) == 1 else loss / len(batches)).backward()
         losses.append(loss.detach())
         named.append(terms)

@@ -19,6 +19,7 @@ from pellucid.contract import check_contract
 from pellucid.data import ImageSet
 from pellucid.errors import PellucidError
 from pellucid.interrupts import deferred_interrupts
+from pellucid.memory import Memory
 from pellucid.models import build, load_model, save_model
 from pellucid.objectives.standard import distilled
 from pellucid.parallel import Team, place, team
@@ -68,6 +69,7 @@ def train(
             )
         trained, watched = held_out(recipe, images)
         state, architecture = _fresh(recipe, trained, where, crew)
+        state = state._replace(memory=_memory(objective, recipe, trained, where, crew))
         taught_by = registry.option(objective, "teacher")
         digest = model_digest(load_model(taught_by)[0]) if taught_by else ""
         run = identity(recipe, data_digest=images.digest, device=where.type, processes=crew.size, teacher=digest)
@@ -85,6 +87,16 @@ def train(
                 write_atomically(out / "metrics.json", json.dumps(now.log, indent=0).encode())
             crew.wait()
     return network.eval()
+
+
+def _memory(objective: Objective, recipe: Recipe, images: ImageSet, device: torch.device, crew: Team) -> Memory | None:
+    """Room for every image's perturbation, where the objective goes on from the last one."""
+    if registry.option(objective, "start") != "persistent":
+        return None
+    if recipe.augment:
+        raise PellucidError("start='persistent' remembers perturbations of the images as they are: leave out --augment")
+    generator = torch.Generator(device).manual_seed(derive_seed(recipe.seed, "memory"))
+    return Memory(len(images), images.shape, generator, crew)
 
 
 def _result(state: State, recipe: Recipe) -> nn.Module:

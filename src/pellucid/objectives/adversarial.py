@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from pellucid.attacks.gradient import pgd
 from pellucid.balls import Ball, Linf, per_image
+from pellucid.memory import Memory
 from pellucid.network import frozen
 from pellucid.objectives.standard import standard
 from pellucid.schedules import Schedule
@@ -67,6 +68,7 @@ def trades(
     step_size: float | None = None,
     beta: float = 1.0,
     start: Start = "gaussian",
+    memory: Memory | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """TRADES: `CE(f(x), y) + beta · max_{x'} KL(p(x) ‖ p(x'))`, p the softmax; x' on the network in eval mode.
 
@@ -79,7 +81,7 @@ def trades(
     with frozen(model):
         with torch.no_grad():
             clean = model(x).log_softmax(1)
-        attacked = Search(ball, eps, steps, step_size, start)(
+        attacked = Search(ball, eps, steps, step_size, start, memory)(
             lambda there: _divergence(clean, model(there).log_softmax(1)), x, step, generator
         )
     logits = model(x)

@@ -11,6 +11,7 @@ from pellucid.balls import Ball, Linf
 from pellucid.errors import PellucidError
 from pellucid.interpreters.activations import cam
 from pellucid.mapping import drawing_from, logits_and_all_maps
+from pellucid.memory import Memory
 from pellucid.metrics import weighted_discrepancy
 from pellucid.network import frozen
 from pellucid.objectives.standard import standard
@@ -65,6 +66,7 @@ def int_(
     interpreter: Interpreter = cam,
     detach_weights: bool = False,
     start: Start = "uniform",
+    memory: Memory | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Int: `CE(f(x), y) + gamma · max_{x'} D~(x, x')`, D~ of eq. 8; the maximum by projected steepest ascent.
 
@@ -72,13 +74,14 @@ def int_(
     it, 0 as published. `one_class` keeps only the true class's term (Int-1-class). `eps` is the radius at this training
     step, a number or a schedule, by default the ball's; `gamma` may follow a schedule too. The published networks come
     from `reading="as_coded"` and gamma 0.01, about gamma 1 as written. `start` is where searches begin: "uniform" in
-    the ball, or for half of them "blocks", a corner of it.
+    the ball, for half of them at a corner of it ("blocks"), or where the last one for the same image ended
+    ("persistent", Zheng et al. 2020: 3 steps do).
     Source: Boopathy et al. 2020, eqs. 8 and 9. Deviation: x' is sought on the network in eval mode.
     """
     if at(gamma, step) == 0 and not adversarial:
         return standard(model, x, y, step=step)
     distance = _Discrepancy(drawing_from(interpreter, generator), reading, one_class, detach_weights)
-    search, weight = Search(ball, eps, steps, step_size, start), at(gamma, step)
+    search, weight = Search(ball, eps, steps, step_size, start, memory), at(gamma, step)
     with frozen(model):
         with torch.no_grad():
             maps_clean = distance.maps(model, x)[1]
@@ -111,6 +114,7 @@ def int2(
     interpreter: Interpreter = cam,
     detach_weights: bool = False,
     start: Start = "uniform",
+    memory: Memory | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Int2: `CE(f(x), y) + gamma · D~(x, x')` at `x' = argmax CE(f(x'), y)`: the inner attack is on the prediction.
 
@@ -121,7 +125,7 @@ def int2(
     if at(gamma, step) == 0 and not adversarial:
         return standard(model, x, y, step=step)
     distance = _Discrepancy(drawing_from(interpreter, generator), reading, one_class, detach_weights)
-    search = Search(ball, eps, steps, step_size, start)
+    search = Search(ball, eps, steps, step_size, start, memory)
     with frozen(model):
         attacked = search(lambda there: F.cross_entropy(model(there), y, reduction="none"), x, step, generator)
     return _loss(model, x, attacked, y, distance, at(gamma, step), clean if adversarial else 1.0)
