@@ -1,5 +1,6 @@
 """The command line: every command on the embedded digits, its JSON, its exit codes, no traceback for mistakes."""
 
+import errno
 import io
 import json
 import os
@@ -385,3 +386,20 @@ def test_the_entry_point_settles_threads_and_keeps_what_is_set() -> None:
             [sys.executable, "-c", script, *names], env=bare | given, capture_output=True, text=True, check=True
         )
         assert said.stdout.strip() == expected
+
+
+def test_a_full_disk_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Which file had no room, with code 2; and no half of it is left."""
+
+    def full(descriptor: int) -> None:
+        del descriptor
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    assert run(["train", "--data", "digits", "--steps", "1", "--batch-size", "4", "--out", str(tmp_path / "a")]) == 2
+    said = capsys.readouterr().err
+    assert "No space left on device: " in said
+    assert str(tmp_path / "a") in said.replace("\n", "")
+    assert not list((tmp_path / "a").glob("*.part"))

@@ -28,6 +28,10 @@ def write_atomically(path: Path, content: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         neighbour.replace(path)
+    except OSError as error:
+        if error.filename is None:  # a full disk is found out by a write, which knows no name
+            error.filename = str(path)
+        raise
     finally:
         neighbour.unlink(missing_ok=True)
 
