@@ -85,6 +85,11 @@ _OBJECTIVES: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "int-adv": (f"int({_INT}, adversarial=True)", {}),
     "int2": (f"int2({_INT})", {}),
     "int2-adv": (f"int2({_INT}, adversarial=True)", {}),
+    # Ours: a larger radius, clean loss too, and searches that remember. Beside int2-adv, what each of these brings.
+    "persistent": (
+        "int2(ball=Linf(0.41), steps=3, adversarial=True, clean=0.5, start='persistent')",
+        {"steps": 17_000, "batch_size": 64, "ramp": 0.35},
+    ),
 }
 
 
@@ -93,9 +98,9 @@ def recipes() -> dict[str, Recipe]:
     found = {f"mnist/small/{name}": _small(spec, **changes) for name, (spec, changes) in _OBJECTIVES.items()}
     for name, (spec, changes) in _OBJECTIVES.items():
         ross = {"architecture": "ross", "batch_size": 128, "lr": 1e-3, "precision": "fp32"}
-        if not name.startswith(("int", "ig")):  # one position: its class activation maps say nothing of where
+        if not name.startswith(("int", "ig", "persistent")):  # one position: its class activation maps say nothing of where
             found[f"mnist/ross/{name}"] = _small(spec, **(dict(changes) | ross | {"steps": 1500}))
-        if name in ("standard", "adversarial", "int", "int2", "int-adv", "int2-adv"):
+        if name in ("standard", "adversarial", "int", "int2", "int-adv", "int2-adv", "persistent"):
             found[f"mnist/pool/{name}"] = _small(spec, **(dict(changes) | {"architecture": "pool", "steps": 3000}))
     return found
 
