@@ -154,7 +154,7 @@ def _made(
     name: str, recipe: Recipe, trained: ImageSet, test: ImageSet, out: Path, effort: Effort, say: Say | None
 ) -> dict[str, Any]:
     card_path, clock_path = out / "card.json", out / "seconds.json"
-    if not (out / "model.safetensors").is_file():
+    if not run_folder.finished(out, recipe):
         resume = (out / run_folder.RECIPE).is_file()
         before = json.loads(clock_path.read_text())["seconds"] if clock_path.is_file() else 0.0
         started = time.monotonic()

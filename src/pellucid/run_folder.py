@@ -1,5 +1,6 @@
 """A run's folder: whose it is, who writes in it now, and what a killed process left there."""
 
+import dataclasses
 import fcntl
 import json
 import os
@@ -11,7 +12,7 @@ from typing import Any
 import torch
 
 from pellucid.errors import PellucidError
-from pellucid.recipe import differences
+from pellucid.recipe import Recipe, differences
 from pellucid.weights import write_atomically
 
 RECIPE, RUN, CHECKPOINT, LOCK = "recipe.json", "run.json", "checkpoint.safetensors", ".lock"
@@ -59,6 +60,16 @@ def claim(out: Path, run: Mapping[str, Any]) -> None:
     facts = {name: value for name, value in run.items() if name != "recipe"} | {"threads": torch.get_num_threads()}
     write_atomically(out / RUN, json.dumps(facts, indent=1).encode())
     write_atomically(out / RECIPE, json.dumps(run["recipe"], indent=1).encode())  # last: it is what claims
+
+
+def finished(out: Path, recipe: Recipe) -> bool:
+    """Whether `out` holds the model that this recipe ends with. Raises `PellucidError` where it is another recipe's."""
+    if not (out / "model.safetensors").is_file():
+        return False
+    changed = differences({"recipe": _read(out / RECIPE)}, {"recipe": dataclasses.asdict(recipe)})
+    if changed:
+        raise PellucidError(f"{out} holds the model of another recipe ({'; '.join(changed)}): choose another --out")
+    return True
 
 
 def check_call(out: Path, call: Mapping[str, Any], *, grows: str = "") -> None:

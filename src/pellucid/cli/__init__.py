@@ -5,7 +5,20 @@ import sys
 
 import typer
 
-from pellucid.cli import attack, audit, curves, demo, evaluate, explain, import_weights, listing, train, transfer, zoo
+from pellucid.cli import (
+    attack,
+    audit,
+    curves,
+    demo,
+    evaluate,
+    explain,
+    import_weights,
+    listing,
+    sweep,
+    train,
+    transfer,
+    zoo,
+)
 from pellucid.cli import data as data_commands
 from pellucid.errors import PellucidError
 
@@ -23,6 +36,7 @@ app = typer.Typer(
 app.command(epilog=demo.EPILOGUE)(demo.demo)
 app.command(epilog=audit.EPILOGUE)(audit.audit)
 app.command(epilog=train.EPILOGUE)(train.train)
+app.command(epilog=sweep.EPILOGUE)(sweep.sweep)
 app.command(epilog=curves.EPILOGUE)(curves.curves)
 app.command(epilog=attack.EPILOGUE)(attack.attack)
 app.command(epilog=explain.EPILOGUE)(explain.explain)

@@ -1,0 +1,103 @@
+"""A sweep over one number of an objective, and the choice among its runs by held-out images alone."""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pellucid import registry, run_folder
+from pellucid.data import ImageSet
+from pellucid.data.imageset import batches
+from pellucid.errors import PellucidError
+from pellucid.evaluation import attack_images
+from pellucid.metrics import correct
+from pellucid.models import load_model
+from pellucid.network import frozen, full_precision
+from pellucid.recipe import Recipe
+from pellucid.results import write_json
+from pellucid.seeds import derive_seed
+from pellucid.training import Report, train
+from pellucid.types import Attack
+from pellucid.watch import held_out
+
+FLOOR = 0.97  # of the baseline's clean accuracy
+PLACE = "{}"  # where the number goes in the objective
+AT_ONCE = 250  # images
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One run of a sweep, on the held-out images: clean accuracy, and on the baseline's adversarial examples."""
+
+    value: float
+    folder: str
+    clean: float
+    black_box: float
+
+
+def sweep(
+    recipe: Recipe,
+    values: Sequence[float],
+    images: ImageSet,
+    out: Path,
+    *,
+    attack: str = "fgsm(ball=Linf(0.3))",
+    floor: float = FLOOR,
+    say: Callable[[str], Report] | None = None,
+) -> dict[str, Any]:
+    """Train the recipe at every value (`{}` in its objective) and a standard baseline; choose by the paper's rule.
+
+    The rule: the value of highest accuracy on the examples that fool the baseline, among those at least `floor` times
+    as accurate as it on clean images; all on the same held-out images, which no run trains on. Finished runs are
+    kept. Returns, and writes to `sweep.json`, the trials and the choice (None where no value is accurate enough).
+    Source: Ross & Doshi-Velez 2018, sec. 4, whose code used test images.
+    """
+    if PLACE not in recipe.objective:
+        raise PellucidError(f"objective (={recipe.objective!r}) must hold {PLACE} where the number goes")
+    if not values or not 0 < floor <= 1:
+        raise PellucidError(f"values (={list(values)}) must not be empty, and floor (={floor}) lie in (0, 1]")
+    made_by: Attack = registry.parse(attack, "attacks")
+    recipe = replace(recipe, validate=recipe.validate or attack)  # so that images are held out
+    runs = {"baseline": replace(recipe, objective="standard")}
+    runs |= {f"{value:g}": replace(recipe, objective=recipe.objective.replace(PLACE, f"{value:g}")) for value in values}
+    for name, each in runs.items():
+        if not run_folder.finished(out / name, each):
+            begun = (out / name / run_folder.RECIPE).is_file()
+            train(each, images, out / name, resume=begun, report=say(name) if say else None)
+    watched = held_out(recipe, images)[1]
+    assert watched is not None
+    figures = _judged({name: load_model(out / name)[0] for name in runs}, watched, made_by, recipe.seed)
+    trials = [Trial(value, f"{value:g}", *figures[f"{value:g}"]) for value in values]
+    base = Trial(0.0, "baseline", *figures["baseline"])
+    fit = [trial for trial in trials if trial.clean >= floor * base.clean]
+    chosen = max(fit, key=lambda trial: trial.black_box, default=None)
+    found = {
+        "objective": recipe.objective,
+        "attack": attack,
+        "floor": floor,
+        "n": len(watched),
+        "baseline": vars(base),
+        "trials": [vars(trial) for trial in trials],
+        "chosen": None if chosen is None else chosen.value,
+    }
+    write_json(out / "sweep.json", found)
+    return json.loads((out / "sweep.json").read_text())
+
+
+def _judged(
+    models: dict[str, torch.nn.Module], images: ImageSet, attack: Attack, seed: int
+) -> dict[str, tuple[float, float]]:
+    """Of each model clean accuracy, and accuracy on the examples made on the baseline."""
+    counts = {name: [0, 0] for name in models}
+    generator = torch.Generator().manual_seed(derive_seed(seed, "sweep"))
+    with full_precision():
+        for x, y in batches(images, AT_ONCE):
+            attacked = attack_images(attack, models["baseline"], x, y, generator=generator)
+            for name, model in models.items():
+                with frozen(model), torch.no_grad():
+                    for i, at in enumerate((x, attacked)):
+                        counts[name][i] += int(correct(model(at), y).sum())
+    return {name: (clean / len(images), black_box / len(images)) for name, (clean, black_box) in counts.items()}
