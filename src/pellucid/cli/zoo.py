@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from pellucid.cli.common import JsonOption, examples, out, print_json, progress
+from pellucid.cli.common import JsonOption, err, examples, out, print_json, progress
 
 EPILOGUE = examples(
     "pellucid zoo",
@@ -47,5 +47,7 @@ def zoo(
     cards = {name: card for name, card in pretrained.cards(folder).items() if name.partition("@")[0] in wanted}
     if json_:
         print_json(cards)
+    elif not cards:
+        err.print(f"None is here yet. These can be trained, with --out zoo: {', '.join(wanted)}", markup=False)
     else:
         out.print(pretrained.table(cards), markup=False, highlight=False, soft_wrap=True)
