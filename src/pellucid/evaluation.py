@@ -23,7 +23,7 @@ from pellucid.balls import Ball, slack
 from pellucid.data import ImageSet
 from pellucid.errors import PellucidError
 from pellucid.mapping import drawing_from
-from pellucid.metrics import correct, discrepancy, input_gradient_norm, kendall_tau, margin, top_k_overlap
+from pellucid.metrics import correct, discrepancy, input_gradient_norm, kendall_tau, margin, sizes, top_k_overlap
 from pellucid.network import device_of, frozen, full_precision
 from pellucid.results import Rows, concatenate, fingerprint, model_digest, read_rows, write_rows
 from pellucid.seeds import derive_seed
@@ -146,7 +146,6 @@ def _measure(
         attacked = attack_images(measurement.attack, model, x, y, generator=generator, notes=notes)
     with torch.no_grad():
         logits = model(attacked).float()
-        delta = attacked - x
         prediction = logits.argmax(1)
         rows: dict[str, Tensor] = {
             "label": y,
@@ -155,10 +154,7 @@ def _measure(
             "correct": correct(logits, y),
             "confidence": logits.softmax(1).amax(1),
             "margin": margin(logits, y),
-            "linf": delta.flatten(1).abs().amax(1),
-            "l2": delta.flatten(1).norm(dim=1),
-            "l1": delta.flatten(1).abs().sum(1),
-            "l0": (delta != 0).any(1).flatten(1).sum(1),
+            **sizes(attacked - x),
         }
         if measurement.interpreter is not None:
             noise = int(torch.randint(2**62, (1,), generator=generator, device=generator.device))

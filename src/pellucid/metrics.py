@@ -98,6 +98,13 @@ def proposition_1_bound(logits: Logits, t: Labels, t_attacked: Labels) -> PerExa
     return (logits.gather(1, t[:, None]) - logits.gather(1, t_attacked[:, None]))[:, 0] / 2
 
 
+def sizes(delta: Images) -> dict[str, Tensor]:
+    """How far each image was moved: `linf`, `l2`, `l1`, and `l0`, the pixels that changed in any channel."""
+    flat = delta.flatten(1).abs()
+    changed = (delta != 0).any(1).flatten(1).sum(1)
+    return {"linf": flat.amax(1), "l2": flat.norm(dim=1), "l1": flat.sum(1), "l0": changed}
+
+
 def input_gradient_norm(model: nn.Module, x: Images, y: Labels) -> PerExample:
     """`‖∂ CE(f(x), y) / ∂x‖_2`, the model in eval mode. Exactly 0 where the gradient underflows."""
     with frozen(model), torch.enable_grad():

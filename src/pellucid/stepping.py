@@ -87,17 +87,12 @@ def _gradients(course: Course, state: State, batches: list[Tensor], now: Progres
         x = augment(x, recipe.augment, generator)
         with torch.autocast(device.type, torch.bfloat16, enabled=recipe.precision == "bf16"):
             loss, terms = course.objective(network, x, y, step=now.step, generator=generator, **remembering)
-        (loss if len(batches) == 1 else loss / len(batches)).backward()
+        (loss / len(batches)).backward()
         losses.append(loss.detach())
         named.append(terms)
-    if len(batches) == 1:
-        loss, terms = losses[0], dict(named[0])
-    else:
-        loss = torch.stack(losses).mean()
-        terms = {name: torch.stack([each[name] for each in named]).mean() for name in named[0]}
+    loss = torch.stack(losses).mean()
+    terms = {name: torch.stack([each[name] for each in named]).mean() for name in named[0]}
     gradients = [p.grad for p in network.parameters() if p.grad is not None]
-    if course.team.size > 1:
-        loss, terms = loss.clone(), {name: term.clone() for name, term in terms.items()}
     course.team.average([*gradients, loss, *terms.values()])
     return loss, terms
 

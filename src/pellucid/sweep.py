@@ -10,22 +10,18 @@ import torch
 
 from pellucid import registry, run_folder
 from pellucid.data import ImageSet
-from pellucid.data.imageset import batches
 from pellucid.errors import PellucidError
-from pellucid.evaluation import attack_images
-from pellucid.metrics import correct
+from pellucid.evaluation import Measurement
 from pellucid.models import load_model
-from pellucid.network import frozen, full_precision
 from pellucid.recipe import Recipe
 from pellucid.results import write_json
-from pellucid.seeds import derive_seed
 from pellucid.training import Report, train
+from pellucid.transfer import adversarial_set, judged
 from pellucid.types import Attack
 from pellucid.watch import held_out
 
 FLOOR = 0.97  # of the baseline's clean accuracy
 PLACE = "{}"  # where the number goes in the objective
-AT_ONCE = 250  # images
 
 
 @dataclass(frozen=True)
@@ -92,12 +88,9 @@ def _judged(
 ) -> dict[str, tuple[float, float]]:
     """Of each model clean accuracy, and accuracy on the examples made on the baseline."""
     counts = {name: [0, 0] for name in models}
-    generator = torch.Generator().manual_seed(derive_seed(seed, "sweep"))
-    with full_precision():
-        for x, y in batches(images, AT_ONCE):
-            attacked = attack_images(attack, models["baseline"], x, y, generator=generator)
-            for name, model in models.items():
-                with frozen(model), torch.no_grad():
-                    for i, at in enumerate((x, attacked)):
-                        counts[name][i] += int(correct(model(at), y).sum())
+    rows = torch.arange(len(images))
+    for x, y, attacked in adversarial_set(models["baseline"], images, rows, Measurement(attack), seed=seed):
+        for i, at in enumerate((x, attacked)):
+            for name, right in judged(models, at, y).items():
+                counts[name][i] += int(right.sum())
     return {name: (clean / len(images), black_box / len(images)) for name, (clean, black_box) in counts.items()}

@@ -118,7 +118,7 @@ def _taught(objective: Objective, recipe: Recipe, images: ImageSet, out: Path, *
     temperature = float(registry.option(objective, "temperature"))
     where = out / "teacher"
     theirs = replace(recipe, objective=f"standard(temperature={temperature:g})")
-    if how["resume"] or not (where / "model.safetensors").exists():
+    if not run_folder.finished(where, theirs):
         train(theirs, images, where, **{**how, "resume": (where / run_folder.RECIPE).exists() and how["resume"]})
     taught: Objective = partial(objective, **{"teacher": str(where)})
     return taught

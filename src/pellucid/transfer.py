@@ -16,6 +16,7 @@ from jaxtyping import Bool, Float
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from pellucid import metrics
 from pellucid.data import ImageSet
 from pellucid.errors import PellucidError
 from pellucid.evaluation import Measurement, attack_images, chunk_size, content_key
@@ -99,10 +100,10 @@ def transfer(
         for e, measurement in enumerate(levels):
             column = f"{name}\0{e}"
             for x, y, attacked in adversarial_set(source, images, indices, measurement, seed=seed, cells=cells):
-                verdicts.setdefault(column, []).append(_judged(models, attacked, y))
+                verdicts.setdefault(column, []).append(judged(models, attacked, y))
                 sizes.setdefault(column, []).append(_moved(attacked - x))
                 if name == next(iter(models)) and e == 0:
-                    verdicts.setdefault("", []).append(_judged(models, x, y))
+                    verdicts.setdefault("", []).append(judged(models, x, y))
                 if tick is not None:
                     tick(len(y))
     found = {column: concatenate(parts) for column, parts in verdicts.items()}
@@ -159,7 +160,7 @@ def _stored(path: Path | None, x: Images) -> Images | None:
     return found if found is not None and found.shape == x.shape else None
 
 
-def _judged(models: Mapping[str, nn.Module], x: Images, y: Labels) -> Rows:
+def judged(models: Mapping[str, nn.Module], x: Images, y: Labels) -> Rows:
     verdicts = {}
     for name, model in models.items():
         device = device_of(model)
@@ -170,6 +171,5 @@ def _judged(models: Mapping[str, nn.Module], x: Images, y: Labels) -> Rows:
 
 def _moved(delta: Images) -> Float[np.ndarray, "norms b"]:
     """How far each image was moved, in every norm."""
-    flat = delta.flatten(1).abs().double()
-    sizes = flat.amax(1), flat.norm(dim=1), flat.sum(1), (delta != 0).any(1).flatten(1).sum(1).double()
-    return torch.stack(sizes).numpy()
+    found = metrics.sizes(delta.double())
+    return torch.stack([found[norm].double() for norm in NORMS]).numpy()

@@ -57,12 +57,12 @@ def averaged(network: nn.Module, decay: float) -> AveragedModel | None:
     if not decay:
         return None
 
-    def follow(average: Any, current: Any, seen: Any) -> None:
+    def towards(average: Any, current: Any, seen: Any) -> None:
         n = int(seen)
         share = 1 - min(decay, (1 + n) / (10 + n))
         torch._foreach_lerp_(list(average), list(current), share)  # pyright: ignore[reportPrivateImportUsage]
 
-    return AveragedModel(network, multi_avg_fn=follow)
+    return AveragedModel(network, multi_avg_fn=towards)
 
 
 def follow(average: AveragedModel | None, network: nn.Module) -> None:

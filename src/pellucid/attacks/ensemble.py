@@ -130,7 +130,6 @@ def _judged(model: nn.Module, tried: Images, x: Images, y: Labels, ball: Ball) -
     rounding = CLEARLY * torch.maximum(own.abs(), (own - gap).abs())
     past = torch.where(gap.isfinite(), -gap - rounding, -gap)
     past = torch.where(gap.isnan(), torch.where(correct(logits, y), -torch.inf, torch.inf), past)
-    allowed = (ball.norm(tried - x) <= radii(ball, x) + slack(ball, x)) & ((tried >= 0) & (tried <= 1)).flatten(1).all(
-        1
-    )
-    return torch.where(allowed, past, -torch.inf)
+    in_ball = ball.norm(tried - x) <= radii(ball, x) + slack(ball, x)
+    in_box = ((tried >= 0) & (tried <= 1)).flatten(1).all(1)
+    return torch.where(in_ball & in_box, past, -torch.inf)

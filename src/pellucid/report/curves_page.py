@@ -32,7 +32,7 @@ Log = Sequence[Mapping[str, float]]
 def curves_page(runs: Mapping[str, tuple[Mapping[str, Any], Log]]) -> str:
     """The page, from each run's name, recipe and log. The same input gives the same bytes."""
     names = list(runs)
-    legend = sections.legend(names)
+    legend = sections.legend(names, words.short_names(names))
     panels = [
         {"nav": nav, "title": title, "figure": figure}
         for key, nav, title, label, kind in _PANELS
