@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from pellucid import metrics
 from pellucid.errors import PellucidError
 from pellucid.interpreters.activations import cam
-from pellucid.metrics import discrepancy, input_gradient_norm, kendall_tau, top_k_overlap, weighted_discrepancy
+from pellucid.metrics import discrepancy, input_gradient_norm, kendall_tau, pearson, top_k_overlap, weighted_discrepancy
 from pellucid.network import Network
 
 DOUBLE = torch.float64
@@ -243,3 +243,16 @@ def test_norms_other_than_one_and_two_are_refused(p: int) -> None:
     maps = torch.zeros(1, 1, 2, 2)
     with pytest.raises(PellucidError, match=f"p .={p}"):
         discrepancy(maps, maps, p=p)
+
+
+def test_pearson_is_scipys(generator: torch.Generator) -> None:
+    """With maps of any scale and offset; a constant map has none, and a finite gradient."""
+    a, b = (torch.empty(6, 49, dtype=DOUBLE).normal_(generator=generator) for _ in range(2))
+    a, b = 1000 * a - 30, 0.01 * (b + a) + 5
+    expected = torch.tensor([scipy.stats.pearsonr(u, v)[0] for u, v in zip(a, b, strict=True)], dtype=DOUBLE)
+    torch.testing.assert_close(pearson(a, b), expected, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(pearson(a, 3 * a + 1), torch.ones(6, dtype=DOUBLE))
+    constant = torch.full((6, 49), 0.3, requires_grad=True)
+    found = pearson(constant, b.float())
+    assert torch.equal(found, torch.zeros(6))
+    assert torch.autograd.grad(found.sum(), constant)[0].isfinite().all()

@@ -163,6 +163,35 @@ def test_a_radius_needs_an_attack_in_a_ball(tiny: Network, images: Tensor, label
 
 
 @pytest.mark.parametrize("objective", [int_, int2])
+@pytest.mark.parametrize("gamma", [0.0, 0.2])
+def test_int_asks_that_maps_correlate(
+    objective: Callable[..., Any], gamma: float, tiny: Network, images: Tensor, labels: Tensor, seeded: Seeded
+) -> None:
+    """Adds correlation times the mean of 1 - r over the true class's maps, at the same x'; r by a loop."""
+    network, x = tiny.double(), images.double()
+    seen: list[Tensor] = []
+
+    def watched(model: nn.Module, images: Tensor, classes: Tensor) -> Tensor:
+        if torch.is_grad_enabled() and not images.requires_grad:
+            seen.append(images)
+        return cam(model, images, classes)
+
+    found = partial(objective, network, x, labels, step=0, gamma=gamma, steps=2, adversarial=True, interpreter=watched)
+    without = found(generator=seeded(4))[0]
+    seen.clear()
+    loss, terms = found(generator=seeded(4), correlation=Ramp(0.0, 1.5, -1, 0))
+    attacked = seen[-1]
+    apart = []
+    for i, y in enumerate(labels.tolist()):
+        u, v = (network.class_maps(at[i : i + 1])[0, y].flatten() for at in (x, attacked))
+        u, v = u - u.mean(), v - v.mean()
+        apart.append(1 - (u * v).sum() / (u.square().sum() * v.square().sum()).sqrt())
+    naive = torch.stack(apart).mean()
+    all_close(network, loss, without + 1.5 * naive)
+    torch.testing.assert_close(terms["map_correlation"], 1 - naive.detach(), rtol=1e-9, atol=0)
+
+
+@pytest.mark.parametrize("objective", [int_, int2])
 @pytest.mark.parametrize("reading", ["as_written", "as_coded"])
 @pytest.mark.parametrize("is_adversarial", [False, True])
 @pytest.mark.parametrize("one_class", [False, True])

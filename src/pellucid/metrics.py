@@ -148,6 +148,15 @@ def kendall_tau(maps: Float[Tensor, "n d"], other: Float[Tensor, "n d"]) -> Floa
     return torch.cat(parts)
 
 
+def pearson(maps: Float[Tensor, "n d"], other: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
+    """Pearson's correlation of two maps: the cosine of what each is off its mean; in [-1, 1], 0 for a constant map.
+
+    Differentiable, unlike Kendall's tau.
+    """
+    centred = (each - each.mean(1, keepdim=True) for each in (maps, other))
+    return F.cosine_similarity(*centred, dim=1, eps=1e-6)
+
+
 def _tau_by_signs(maps: Float[Tensor, "n d"], other: Float[Tensor, "n d"], i: Tensor, j: Tensor) -> PerPair:
     one, two = (m.index_select(1, i).sub_(m.index_select(1, j)).sign_() for m in (maps, other))
     # Counts of up to d²/2 <= 2048 signs are exact in fp32.

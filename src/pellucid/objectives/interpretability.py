@@ -12,7 +12,7 @@ from pellucid.errors import PellucidError
 from pellucid.interpreters.activations import cam
 from pellucid.mapping import drawing_from, logits_and_all_maps
 from pellucid.memory import Memory
-from pellucid.metrics import weighted_discrepancy
+from pellucid.metrics import pearson, weighted_discrepancy
 from pellucid.network import frozen
 from pellucid.objectives.standard import standard
 from pellucid.schedules import Schedule, at
@@ -59,6 +59,7 @@ def int_(
     steps: int = 10,
     step_size: float | None = None,
     gamma: Schedule = 1.0,
+    correlation: Schedule = 0.0,
     adversarial: bool = False,
     clean: float = 0.0,
     one_class: bool = False,
@@ -71,14 +72,16 @@ def int_(
     """Int: `CE(f(x), y) + gamma · max_{x'} D~(x, x')`, D~ of eq. 8; the maximum by projected steepest ascent.
 
     `adversarial` (Int-Adv): `max_{x'} [CE(f(x'), y) + gamma D~(x, x')]`, and no clean loss but for the share `clean` of
-    it, 0 as published. `one_class` keeps only the true class's term (Int-1-class). `eps` is the radius at this training
-    step, a number or a schedule, by default the ball's; `gamma` may follow a schedule too. The published networks come
-    from `reading="as_coded"` and gamma 0.01, about gamma 1 as written. `start` is where searches begin: "uniform" in
-    the ball, for half of them at a corner of it ("blocks"), or where the last one for the same image ended
-    ("persistent", Zheng et al. 2020: 3 steps do).
-    Source: Boopathy et al. 2020, eqs. 8 and 9. Deviation: x' is sought on the network in eval mode.
+    it, 0 as published. `one_class` keeps only the true class's term (Int-1-class). `correlation` is the weight of
+    `1 - r(I(x, y), I(x', y))` in the loss, r being Pearson's, in [-1, 1]: D~ asks a map to keep its values, r only its
+    shape. `eps` is the radius at this training step, a number or a schedule, by default the ball's; `gamma` and
+    `correlation` may follow a schedule too. The published networks come from `reading="as_coded"` and gamma 0.01, about
+    gamma 1 as written. `start` is where searches begin: "uniform" in the ball, for half of them at a corner of it
+    ("blocks"), or where the last one for the same image ended ("persistent", Zheng et al. 2020: 3 steps do).
+    Source: Boopathy et al. 2020, eqs. 8 and 9. Deviations: x' is sought on the network in eval mode; the correlation is
+    ours.
     """
-    if at(gamma, step) == 0 and not adversarial:
+    if at(gamma, step) == at(correlation, step) == 0 and not adversarial:
         return standard(model, x, y, step=step)
     distance = _Discrepancy(drawing_from(interpreter, generator), reading, one_class, detach_weights)
     search, weight = Search(ball, eps, steps, step_size, start, memory), at(gamma, step)
@@ -92,7 +95,7 @@ def int_(
             return weight * found + F.cross_entropy(logits, y, reduction="none") if adversarial else found
 
         attacked = search(worst, x, step, generator)
-    return _loss(model, x, attacked, y, distance, weight, clean if adversarial else 1.0)
+    return _loss(model, x, attacked, y, distance, weight, at(correlation, step), clean if adversarial else 1.0)
 
 
 def int2(
@@ -107,6 +110,7 @@ def int2(
     steps: int = 10,
     step_size: float | None = None,
     gamma: Schedule = 1.0,
+    correlation: Schedule = 0.0,
     adversarial: bool = False,
     clean: float = 0.0,
     one_class: bool = False,
@@ -122,23 +126,35 @@ def int2(
     as published. Options as for Int.
     Source: Boopathy et al. 2020 (ICML version), with D~ of eq. 8.
     """
-    if at(gamma, step) == 0 and not adversarial:
+    if at(gamma, step) == at(correlation, step) == 0 and not adversarial:
         return standard(model, x, y, step=step)
     distance = _Discrepancy(drawing_from(interpreter, generator), reading, one_class, detach_weights)
     search = Search(ball, eps, steps, step_size, start, memory)
     with frozen(model):
         attacked = search(lambda there: F.cross_entropy(model(there), y, reduction="none"), x, step, generator)
-    return _loss(model, x, attacked, y, distance, at(gamma, step), clean if adversarial else 1.0)
+    weights = at(gamma, step), at(correlation, step)
+    return _loss(model, x, attacked, y, distance, *weights, clean if adversarial else 1.0)
 
 
 def _loss(
-    model: nn.Module, x: Images, attacked: Images, y: Labels, distance: _Discrepancy, gamma: float, clean: float
+    model: nn.Module,
+    x: Images,
+    attacked: Images,
+    y: Labels,
+    distance: _Discrepancy,
+    gamma: float,
+    correlation: float,
+    clean: float,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Share `clean` of the clean loss, the rest of the attacked one, and gamma times the discrepancy."""
+    """Share `clean` of the clean loss, the rest of the attacked one, and what the maps' change costs."""
     logits, maps = distance.maps(model, x)
     logits_attacked, maps_attacked = distance.maps(model, attacked)
     apart = distance(maps, maps_attacked, logits_attacked, y).mean()
     loss, terms = gamma * apart, {"discrepancy": apart.detach()}
+    if correlation:
+        own, own_attacked = (each[torch.arange(len(y)), y].flatten(1) for each in (maps, maps_attacked))
+        alike = pearson(own, own_attacked).mean()
+        loss, terms = loss + correlation * (1 - alike), terms | {"map_correlation": alike.detach()}
     for name, share, answer in (
         ("cross_entropy", clean, logits),
         ("adversarial_cross_entropy", 1 - clean, logits_attacked),
