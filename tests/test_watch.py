@@ -23,6 +23,7 @@ from pellucid.memory import Memory
 from pellucid.metrics import correct
 from pellucid.models import load_model
 from pellucid.network import Network
+from pellucid.objectives.adversarial import free
 from pellucid.objectives.interpretability import int2
 from pellucid.parallel import Team
 from pellucid.recipe import Recipe
@@ -185,11 +186,13 @@ def test_a_student_without_a_teacher_gets_one(tmp_path: Path, digits: ImageSet) 
     assert float((student(x).argmax(1) == teacher(x).argmax(1)).float().mean()) > 0.8
 
 
-@pytest.mark.parametrize("accumulate", [1, 2])
-def test_two_processes_are_one_with_the_joint_batch(tmp_path: Path, accumulate: int) -> None:
+@pytest.mark.parametrize(
+    ("objective", "accumulate"), [("adversarial(attack=fgsm(ball=Linf(0.1)))", 1), ("distilled(temperature=2)", 2)]
+)
+def test_two_processes_are_one_with_the_joint_batch(tmp_path: Path, objective: str, accumulate: int) -> None:
     """torchrun, two processes over gloo: the loss curve of one process, to 1e-5; interrupted runs are resumed."""
     common = ["--data", "digits", "--steps", "60", "--batch-size", "16", "--accumulate", str(accumulate)]
-    common += ["--objective", "adversarial(attack=fgsm(ball=Linf(0.1)))", "--quiet"]
+    common += ["--objective", objective, "--quiet"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "pellucid"]
     for command, out in (([sys.executable, "-m", "pellucid"], "one"), (launch, "two")):
@@ -297,10 +300,11 @@ def test_a_memory_gives_back_what_was_kept(generator: torch.Generator) -> None:
         memory.start(x, L2(1.0), generator)
 
 
-@pytest.mark.parametrize("objective", ["trades", "int", "int2"])
+@pytest.mark.parametrize("objective", ["trades", "int", "int2", "free"])
 def test_persistent_searches_are_resumed_and_grow_stronger(tmp_path: Path, digits: ImageSet, objective: str) -> None:
     """Interrupted and uninterrupted end alike; augmentation, and no trainer, are refused."""
-    recipe = Recipe(objective=f"{objective}(ball=Linf(0.2), steps=1, start='persistent')", steps=12, batch_size=50)
+    how = "" if objective == "free" else ", steps=1, start='persistent'"
+    recipe = Recipe(objective=f"{objective}(ball=Linf(0.2){how})", steps=12, batch_size=50, replays=2)
     train(recipe, digits, tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
         train(recipe, digits, tmp_path / "broken", report=interrupt)
@@ -324,3 +328,38 @@ def test_a_persistent_search_is_stronger_than_one_from_chance(tiny: Network, ima
     for _ in range(30):
         _, terms = int2(tiny, images, labels, generator=generator, start="persistent", memory=memory, **options)
     assert float(terms["adversarial_cross_entropy"]) > fresh
+
+
+def test_free_training_moves_images_by_the_gradient_of_its_loss(tiny: Network, images: Tensor, labels: Tensor) -> None:
+    """After the backward pass memory holds the projection of x' + eps sign(gradient), to 1/254 of the radius."""
+    generator = torch.Generator().manual_seed(0)
+    memory = Memory(len(images), tuple(images.shape[1:]), generator, Team())
+    memory.visit(torch.arange(len(images)))
+    x, ball = images * 0.4 + 0.3, Linf(0.1)
+    attacked = memory.start(x, ball, torch.Generator().manual_seed(1)).requires_grad_()
+    expected = torch.nn.functional.cross_entropy(tiny(attacked), labels)
+    (gradient,) = torch.autograd.grad(expected, attacked)
+    before = memory.store.clone()
+    loss, _ = free(tiny, x, labels, step=0, generator=torch.Generator().manual_seed(1), ball=ball, memory=memory)
+    assert torch.equal(loss, expected)
+    assert torch.equal(memory.store, before)
+    loss.backward()
+    moved = (attacked.detach() + 0.1 * gradient.sign()).clamp(x - 0.1, x + 0.1) - x
+    torch.testing.assert_close(memory.store / 127 * 0.1, moved, rtol=0, atol=0.1 / 254 + 1e-6)
+
+
+def test_replays_take_the_same_batches_in_a_row(tmp_path: Path, digits: ImageSet, monkeypatch: Any) -> None:
+    """Two batches a step, three steps each; the run without replays sees the same ones once."""
+    seen: list[Tensor] = []
+    take = ImageSet.batch
+
+    def watched(images: ImageSet, rows: Any) -> tuple[Tensor, Tensor]:
+        seen.append(torch.as_tensor(rows))
+        return take(images, rows)
+
+    monkeypatch.setattr(ImageSet, "batch", watched)
+    recipe = Recipe(steps=6, batch_size=8, accumulate=2)
+    train(replace(recipe, steps=2), digits, tmp_path / "once")
+    once, seen = seen[-4:], []
+    train(replace(recipe, replays=3), digits, tmp_path / "thrice")
+    assert [each.tolist() for each in seen[-12:]] == [once[i].tolist() for i in (0, 1, 0, 1, 0, 1, 2, 3, 2, 3, 2, 3)]

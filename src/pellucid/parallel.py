@@ -5,9 +5,9 @@ single process with the joint batch, to rounding, but for what looks across a ba
 random numbers, which every process draws for itself.
 """
 
+import atexit
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -84,21 +84,18 @@ def place(device: str) -> str:
     return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if device == "cuda" and _size() > 1 else device
 
 
-@contextmanager
-def team(device: torch.device) -> Iterator[Team]:
-    """The processes that torchrun started, joined; or one alone."""
+def team(device: torch.device) -> Team:
+    """The processes that torchrun started, joined once for as long as this one lives; or one alone."""
     if _size() == 1:
-        yield Team()
-        return
+        return Team()
     if device.type not in ("cpu", "cuda"):
         raise PellucidError(f"several processes train on cpu or cuda, not on {device.type}: leave out torchrun")
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-    try:
-        yield Team(dist.get_rank(), dist.get_world_size())
-    finally:
-        dist.destroy_process_group()
+    if not dist.is_initialized():
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        atexit.register(dist.destroy_process_group)
+    return Team(dist.get_rank(), dist.get_world_size())
 
 
 def _size() -> int:

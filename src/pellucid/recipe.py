@@ -17,8 +17,8 @@ class Recipe:
     """The same recipe on the same machine gives the same weights, interrupted or not.
 
     `lr` is the learning rate at the start; `decay` takes it to zero over the last `decay_share` of the run
-    (`constant` does not). `clip` bounds the norm of the parameter gradient. Each step takes `accumulate` batches.
-    With `ema` the result is the exponential average of the weights.
+    (`constant` does not). `clip` bounds the norm of the parameter gradient. Each step takes `accumulate` batches,
+    and `replays` steps in a row take the same ones. With `ema` the result is the exponential average of the weights.
 
     `validate`, `keep="best"`, `patience` and `stop_at` watch `held_out` images, which are then not trained on, every
     `validate_every` steps: the score is the accuracy under the attack `validate`, or without one the clean accuracy.
@@ -42,6 +42,7 @@ class Recipe:
     clip: float | None = None
     precision: Literal["fp32", "bf16"] = "fp32"
     accumulate: int = 1
+    replays: int = 1
     augment: Sequence[str] = ()
     ema: float = 0.0
     validate: str = ""
@@ -69,6 +70,7 @@ class Recipe:
             "momentum": 0 <= self.momentum < 1,
             "weight_decay": self.weight_decay >= 0,
             "accumulate": self.accumulate >= 1,
+            "replays": self.replays >= 1,
             "ema": 0 <= self.ema < 1,
             "validate_every": self.validate_every >= 1,
             "held_out": self.held_out >= 1,

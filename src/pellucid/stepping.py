@@ -51,12 +51,16 @@ class Course:
 def steps(course: Course, state: State, now: Progress, note: Note) -> Iterator[None]:
     """Take one step after another, in place; yields between two of them."""
     recipe, network = course.recipe, state.network
-    batches = _batches(len(course.images), recipe.batch_size, recipe.seed, now.step * recipe.accumulate)
+    taken = now.step // recipe.replays * recipe.accumulate
+    batches = _batches(len(course.images), recipe.batch_size, recipe.seed, taken)
+    taking: list[Tensor] = []
     while now.step < recipe.steps and not state.best.stopped:
         now.whole = False
         for group in state.optimiser.param_groups:
             group["lr"] = recipe.learning_rate(now.step)
-        loss, terms = _gradients(course, state, list(itertools.islice(batches, recipe.accumulate)), now)
+        if not taking or now.step % recipe.replays == 0:
+            taking = list(itertools.islice(batches, recipe.accumulate))
+        loss, terms = _gradients(course, state, taking, now)
         norm = nn.utils.clip_grad_norm_(network.parameters(), recipe.clip or math.inf)
         _check_finite(loss, norm, terms, now, course.checkpoint)
         state.optimiser.step()

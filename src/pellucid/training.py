@@ -1,5 +1,6 @@
 """Training: one loop that anyone can read. The steps themselves are in `stepping`."""
 
+import inspect
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -60,9 +61,10 @@ def train(
     """
     objective = _ramped(registry.parse(recipe.objective, "objectives"), recipe)
     where = _usable(place(device))
+    crew = team(where)
     if _wants_teacher(objective):
         objective = _taught(objective, recipe, images, out, resume=resume, device=device, report=report)
-    with _own_global_generators(where, recipe.seed), team(where) as crew:
+    with _own_global_generators(where, recipe.seed):
         if recipe.batch_size % crew.size:
             raise PellucidError(
                 f"batch_size (={recipe.batch_size}) must be a multiple of the {crew.size} processes that share it"
@@ -91,10 +93,11 @@ def train(
 
 def _memory(objective: Objective, recipe: Recipe, images: ImageSet, device: torch.device, crew: Team) -> Memory | None:
     """Room for every image's perturbation, where the objective goes on from the last one."""
-    if registry.option(objective, "start") != "persistent":
+    parameters = inspect.signature(objective).parameters
+    if "memory" not in parameters or ("start" in parameters and parameters["start"].default != "persistent"):
         return None
     if recipe.augment:
-        raise PellucidError("start='persistent' remembers perturbations of the images as they are: leave out --augment")
+        raise PellucidError(f"{recipe.objective} remembers perturbations of images as they are: leave out --augment")
     generator = torch.Generator(device).manual_seed(derive_seed(recipe.seed, "memory"))
     return Memory(len(images), images.shape, generator, crew)
 
@@ -179,7 +182,7 @@ def _run(
     course.team.wait()
     if course.team.leads:
         run_folder.claim(out, run)
-    elif course.team.rank:  # dropout differs from process to process
+    else:  # dropout differs from process to process
         torch.default_generator.manual_seed(derive_seed(course.recipe.seed, "dropout", course.team.rank, now.step))
     folder = out if course.team.leads else None
     with events(folder, now.step + 1 if resume else None) as (note, flush):

@@ -41,6 +41,7 @@ def train(
     clip: Annotated[float | None, typer.Option(help="Largest norm of the parameter gradient.")] = None,
     precision: Annotated[str, typer.Option(help="fp32, or bf16 (autocast; training only).")] = "fp32",
     accumulate: Annotated[int, typer.Option(help="Batches per optimiser step.")] = 1,
+    replays: Annotated[int, typer.Option(help="Steps in a row that take the same batch, for free training.")] = 1,
     augment: Annotated[list[str] | None, typer.Option(help="crop, flip, cutout; may be repeated.")] = None,
     ema: Annotated[
         float, typer.Option(help="Decay of an exponential average of the weights, the result; 0: none.")
@@ -81,6 +82,7 @@ def train(
         clip=clip,
         precision=precision,  # pyright: ignore[reportArgumentType]
         accumulate=accumulate,
+        replays=replays,
         augment=augment or (),
         ema=ema,
         validate=validate,
