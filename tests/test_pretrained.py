@@ -41,6 +41,7 @@ def test_the_zoo_is_built_once_and_loaded_by_name(tmp_path: Path) -> None:
     assert card["train_seconds"] > 0
     assert set(card["pgd"]) == set(card["aai"]) == {"0.1", "0.4"}
     assert card["pgd"]["0.4"]["robust"] <= card["clean"]
+    assert pretrained.unpacked(card, "pgd", 0.4).mean() == card["pgd"]["0.4"]["robust"]
     network = pretrained.zoo("digits/small/int2@1", tmp_path)
     assert network(torch.rand(2, 1, 28, 28)).shape == (2, 10)
     with pytest.raises(PellucidError, match="trains it"):

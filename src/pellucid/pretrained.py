@@ -12,6 +12,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from jaxtyping import Bool
 from torch import nn
 
 from pellucid import data as data_sets
@@ -74,6 +76,8 @@ _OBJECTIVES: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "double-backprop-fgsm": (f"double_backprop(lam=10, {_FGSM})", {}),
     "fast": ("fast(ball=Linf(0.3))", {}),
     "n-fgsm": ("fast(ball=Linf(0.3), length=1, noise=2, project=False)", {}),
+    "free": ("free(ball=Linf(0.3))", {"replays": 4}),
+    "spatial": ("adversarial(attack=spatial(steps=5, step_size=0.5), clean=0.5)", {"steps": 1500}),
     "adversarial": (f"adversarial({_PGD})", {}),
     "adversarial-half": (f"adversarial({_PGD}, alternate=True)", {}),
     "trades": (f"trades({_INT})", {}),
@@ -87,8 +91,8 @@ _OBJECTIVES: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "int2-adv": (f"int2({_INT}, adversarial=True)", {}),
     # Ours: a larger radius, clean loss too, and searches that remember. Beside int2-adv, what each of these brings.
     "persistent": (
-        "int2(ball=Linf(0.42), steps=3, gamma=0.2, adversarial=True, clean=0.3, start='persistent')",
-        {"steps": 17_000, "batch_size": 64, "ramp": 0.35},
+        "int2(ball=Linf(0.42), steps=3, gamma=0.2, correlation=1, adversarial=True, clean=0.3, start='persistent')",
+        {"steps": 20_000, "batch_size": 64, "ramp": 0.35},
     ),
 }
 
@@ -210,16 +214,29 @@ def measured(
     for kind, eps, spec, maps in plan:
         attack = registry.parse(spec.format(eps=eps), "attacks")
         measurement = Measurement(attack, interpreter=cam if maps else None)
-        figures = outcome(clean, evaluate(model, test, indices, measurement, cells=cells, tick=tick))
+        rows = evaluate(model, test, indices, measurement, cells=cells, tick=tick)
+        figures = outcome(clean, rows)
         if maps:
             kept = {key: figures[key] for key in ("kendall_tau", "survivors", "kendall_tau_all")}
             found.setdefault(kind, {})[str(eps)] = kept
         else:
             robust = {"robust": figures["robust_accuracy"], "interval": figures["interval"]}
+            robust["standing"] = packed(clean["correct"] & rows["correct"])
             found.setdefault(kind, {})[str(eps)] = robust | (
                 {"by_attack": figures["by_attack"]} if "by_attack" in figures else {}
             )
     return found
+
+
+def packed(standing: np.ndarray) -> str:
+    """Which of the images stand, a bit each, in hexadecimal: so that cards can be compared image by image."""
+    return np.packbits(standing).tobytes().hex()
+
+
+def unpacked(card: Mapping[str, Any], kind: str, eps: float) -> Bool[np.ndarray, " n"]:
+    """Which of the card's images stand under an attack."""
+    bits = np.frombuffer(bytes.fromhex(card[kind][str(eps)]["standing"]), np.uint8)
+    return np.unpackbits(bits, count=card["n"]).astype(bool)
 
 
 def _has_maps(model: nn.Module, test: ImageSet) -> bool:

@@ -1,16 +1,22 @@
 """pellucid zoo"""
 
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from pellucid.cli.common import JsonOption, err, examples, out, print_json, progress
 
+if TYPE_CHECKING:
+    from pellucid import claims as judged
+
 EPILOGUE = examples(
     "pellucid zoo",
     "pellucid zoo --out zoo --only mnist/small/int2-adv",
     "pellucid zoo --out zoo --only mnist/small --seeds 3",
+    "pellucid zoo --claims",
     "pellucid attack --model zoo/mnist/small/int2-adv --data mnist --attack pgd",
 )
 
@@ -22,6 +28,7 @@ def zoo(
     only: Annotated[list[str] | None, typer.Option(help="Names, or beginnings of names; may be repeated.")] = None,
     seeds: Annotated[int, typer.Option(help="Networks per recipe, of seeds 0, 1, ...")] = 1,
     images: Annotated[int, typer.Option(help="Test images per measurement, the first ones.")] = 1000,
+    claims: Annotated[bool, typer.Option("--claims", help="Judge what the papers claim by the cards.")] = False,
     json_: JsonOption = False,
 ) -> None:
     """Classifiers of every training objective, each with a card: list them, or train and measure them.
@@ -30,6 +37,7 @@ def zoo(
     under PGD (200 steps of 0.01) and, in brackets, the ensemble; tau is of class activation maps under the as-coded
     attack on interpretations, over the images that keep their class.
     """
+    from pellucid import claims as judged
     from pellucid import pretrained
     from pellucid.errors import PellucidError
 
@@ -45,9 +53,27 @@ def zoo(
 
             pretrained.build(wanted, folder, seeds=seeds, effort=pretrained.Effort(images), say=say)
     cards = {name: card for name, card in pretrained.cards(folder).items() if name.partition("@")[0] in wanted}
+    verdicts = _verdicts(cards, folder, images) if claims else []
     if json_:
-        print_json(cards)
+        print_json({"cards": cards, "claims": [asdict(each) for each in verdicts]} if claims else cards)
     elif not cards:
         err.print(f"None is here yet. These can be trained, with --out zoo: {', '.join(wanted)}", markup=False)
     else:
         out.print(pretrained.table(cards), markup=False, highlight=False, soft_wrap=True)
+    if verdicts and not json_:
+        out.print("\n" + judged.table(verdicts), markup=False, highlight=False, soft_wrap=True)
+
+
+def _verdicts(cards: "Mapping[str, Any]", folder: Path | None, images: int) -> "list[judged.Verdict]":
+    """Of all claims; FGSM's images are made and shown around, where all networks of that claim are there."""
+    from pellucid import claims, data, pretrained
+    from pellucid.attacks.gradient import fgsm
+    from pellucid.transfer import transfer
+
+    asked = [f"{claims.ROSS}/{name}" for name in claims.TRANSFERRED]
+    found = None
+    if all(name in cards for name in asked):
+        test = data.load("mnist", "test")
+        models = {name.rpartition("/")[2]: pretrained.zoo(name, folder) for name in asked}
+        found = transfer(models, test, range(min(images, len(test))), fgsm, claims.TRANSFER_EPS)
+    return claims.judge(cards, found)

@@ -1,0 +1,87 @@
+"""The claims of the papers: judged from cards whose outcome is known."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pellucid import claims, pretrained
+from pellucid.claims import Cards, Verdict, judge
+from pellucid.transfer import Transfer
+
+N = 1000
+
+
+def card(shares: float | dict[float, float]) -> dict[str, Any]:
+    """The first so many of a thousand images stand, at every radius or as each is given."""
+
+    def entry(eps: float) -> dict[str, Any]:
+        share = shares.get(eps, 0.0) if isinstance(shares, dict) else shares
+        return {"standing": pretrained.packed(np.arange(N) < share * N)}
+
+    return {"n": N} | {kind: {str(eps): entry(eps) for eps in pretrained.EPS} for kind in ("pgd", "ensemble")}
+
+
+def verdict(cards: Cards, words: str) -> Verdict:
+    """The one whose claim begins so."""
+    (found,) = [each for each in judge(cards) if each.claim.startswith(words)]
+    return found
+
+
+@pytest.mark.parametrize(
+    ("share", "judgement"), [(0.6, "holds"), (0.4, "does not hold"), (0.51, "undecided"), (0.5, "undecided")]
+)
+def test_a_share_is_judged_by_its_interval(share: float, judgement: str) -> None:
+    """1000 images tell .6 and .4 from a half, but not .51."""
+    found = verdict({"mnist/small/int": card(share)}, "Int without")
+    assert found.judgement == judgement
+    assert f"{share:.3f}" in found.shown
+
+
+@pytest.mark.parametrize(
+    ("more", "judgement"),
+    [
+        ([0.02], "holds"),  # every difference speaks for it: pairs tell what two intervals of .04 cannot
+        ([0.002], "undecided"),
+        ([-0.02], "does not hold"),
+        ([0.06, 0.02], "holds"),
+        ([0.06, -0.02], "undecided"),  # seeds disagree
+    ],
+)
+def test_a_comparison_is_paired_and_every_seed_must_agree(more: list[float], judgement: str) -> None:
+    """Of networks with the same seed."""
+    cards: dict[str, Any] = {"mnist/small/int@7": card(0.9)}
+    for seed, difference in enumerate(more):
+        at = f"@{seed}" if seed else ""
+        cards |= {f"mnist/small/int{at}": card(0.7 + difference), f"mnist/small/int-one-class{at}": card(0.7)}
+    assert verdict(cards, "one class").judgement == judgement
+
+
+def test_the_best_must_be_above_all_at_every_radius() -> None:
+    """One rival that is better at one radius refutes it; one that is missing leaves it open."""
+    names = ("adversarial", "trades", "int", "int-adv", "int2")
+    cards = {f"mnist/small/{name}": card({0.35: 0.3, 0.4: 0.2}) for name in names}
+    cards["mnist/small/int2-adv"] = card({0.35: 0.5, 0.4: 0.4})
+    assert verdict(cards, "Int2-Adv").judgement == "holds"
+    cards["mnist/small/trades"] = card({0.35: 0.3, 0.4: 0.5})
+    assert verdict(cards, "Int2-Adv").judgement == "does not hold"
+    del cards["mnist/small/trades"]
+    assert verdict(cards, "Int2-Adv").judgement == "not measured"
+
+
+def test_claims_on_transfer() -> None:
+    """A table in which double backprop resists, its images fool everyone most, and distillation hides gradients."""
+    names = claims.TRANSFERRED
+    share = np.full((4, 2, 4), 0.6)
+    share[3] = 0.2  # images of double backprop
+    share[:, :, 3] = 0.7  # shown to double backprop
+    share[1, :, 1] = 0.95  # distilled, its own FGSM images
+    correct = np.arange(N) < share[..., None] * N
+    found = Transfer(names, claims.TRANSFER_EPS, np.ones((4, N), bool), correct)
+    cards = {"mnist/ross/distilled": card(0.0)}
+    assert [each.judgement for each in judge(cards, found)[-3:]] == ["holds"] * 3
+    share[1, :, 1], share[3], share[:, :, 3] = 0.3, 0.9, 0.1
+    refuted = Transfer(names, claims.TRANSFER_EPS, np.ones((4, N), bool), np.arange(N) < share[..., None] * N)
+    assert [each.judgement for each in judge(cards, refuted)[-3:]] == ["does not hold"] * 3
+    assert [each.judgement for each in judge({})] == ["not measured"] * 8
+    assert "- **not measured**: distillation" in claims.table(judge({}))
