@@ -22,7 +22,7 @@ from pellucid import registry
 from pellucid.balls import Ball, slack
 from pellucid.data import ImageSet
 from pellucid.errors import PellucidError
-from pellucid.mapping import drawing_from
+from pellucid.mapping import true_class_maps
 from pellucid.metrics import correct, discrepancy, input_gradient_norm, kendall_tau, margin, sizes, top_k_overlap
 from pellucid.network import device_of, frozen, full_precision
 from pellucid.results import Rows, concatenate, fingerprint, model_digest, read_rows, write_rows
@@ -191,10 +191,7 @@ def _compare_maps(
     noise: int,
 ) -> dict[str, Tensor]:
     assert measurement.interpreter is not None
-    before, after = (  # a map that draws noise draws the same before and after
-        drawing_from(measurement.interpreter, torch.Generator(x.device).manual_seed(noise))(model, at, y[:, None])
-        for at in (x, attacked)
-    )
+    before, after = (true_class_maps(measurement.interpreter, model, at, y, noise=noise) for at in (x, attacked))
     flat_before: Float[Tensor, "n d"] = before.flatten(1)
     flat_after: Float[Tensor, "n d"] = after.flatten(1)
     return {

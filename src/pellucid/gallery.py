@@ -5,19 +5,19 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pellucid import registry
 from pellucid.data import ImageSet
 from pellucid.evaluation import attack_images
 from pellucid.interpreters.activations import cam
 from pellucid.interpreters.gradients import gradient
-from pellucid.mapping import drawing_from
+from pellucid.mapping import true_class_maps
 from pellucid.metrics import kendall_tau
 from pellucid.network import device_of, frozen
 from pellucid.protocol import Protocol, Subject, at_radius
 from pellucid.results import Rows
-from pellucid.types import Images, Interpreter, Labels, Maps
+from pellucid.types import Images, Labels
 
 
 def choose(rows: Mapping[str, Mapping[tuple[str, float], Rows]], count: int) -> list[int]:
@@ -78,7 +78,7 @@ def _of_model(
             interpreter = registry.option(protocol.aai, "interpreter") or cam
             torn = attack_images(at_radius(protocol.aai, eps), model, x, y, generator=generator)
             shows = (("clean", x), ("attacked", attacked), ("aai", torn))
-            maps = {n: _maps(interpreter, model, at, y, protocol.seed) for n, at in shows}
+            maps = {n: true_class_maps(interpreter, model, at, y, noise=protocol.seed) for n, at in shows}
             taus = kendall_tau(maps["clean"].flatten(1), maps["aai"].flatten(1))
             for entry, after, tau in zip(found, judged(torn), taus, strict=True):
                 entry["interpretation_attacked"] = after | {"tau": float(tau)}
@@ -86,8 +86,3 @@ def _of_model(
             flat = {f"map_{n}": m[:, 0].flatten(1, -3).sum(1) if m.dim() > 4 else m[:, 0] for n, m in maps.items()}
             shown |= {"aai": torn} | flat
     return found, {name: tensor.cpu().numpy() for name, tensor in shown.items()}
-
-
-def _maps(interpreter: Interpreter, model: nn.Module, x: Images, y: Labels, seed: int) -> Maps:
-    """Maps of the true class; random ones with the same noise before and after, so that only the image differs."""
-    return drawing_from(interpreter, torch.Generator(x.device).manual_seed(seed))(model, x, y[:, None])

@@ -9,7 +9,7 @@ from torch import nn
 
 from pellucid.interpreters.activations import cam
 from pellucid.network import Network
-from pellucid.types import Classes, Generator, Images, Interpreter, Logits, Maps
+from pellucid.types import Classes, Generator, Images, Interpreter, Labels, Logits, Maps
 
 
 def drawing_from(interpreter: Interpreter, generator: Generator) -> Interpreter:
@@ -18,6 +18,11 @@ def drawing_from(interpreter: Interpreter, generator: Generator) -> Interpreter:
         return interpreter
     drawing: Interpreter = partial(interpreter, **{"generator": generator})
     return drawing
+
+
+def true_class_maps(interpreter: Interpreter, model: nn.Module, x: Images, y: Labels, *, noise: int) -> Maps:
+    """Maps `[b 1 ...]` of class y. Random ones draw from the seed `noise`: with one seed only the images differ."""
+    return drawing_from(interpreter, torch.Generator(x.device).manual_seed(noise))(model, x, y[:, None])
 
 
 def underlying(interpreter: Interpreter) -> tuple[Interpreter, dict[str, Any]]:

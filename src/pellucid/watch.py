@@ -1,6 +1,6 @@
 """Watching a run on held-out images: clean and robust accuracy, the best weights so far, and when to stop."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,12 +12,12 @@ from pellucid import registry
 from pellucid.data import ImageSet
 from pellucid.data.imageset import batches
 from pellucid.errors import PellucidError
+from pellucid.evaluation import attack_images, chunk_size
 from pellucid.metrics import correct, input_gradient_norm
 from pellucid.network import frozen, full_precision
 from pellucid.recipe import Recipe
 from pellucid.seeds import derive_seed
 
-AT_ONCE = 250  # images
 COLLAPSED = 0.5  # of the best robust accuracy: what a network overfitted to a single step falls below
 
 
@@ -76,18 +76,18 @@ def follow(average: AveragedModel | None, network: nn.Module) -> None:
 def validate(model: nn.Module, images: ImageSet, recipe: Recipe, device: torch.device, step: int) -> dict[str, float]:
     """`validation_accuracy`; `validation_gradient`, the mean `‖∇_x CE‖_2`; and with `recipe.validate`
     `validation_robust`, the share right under that attack."""
-    attack: Callable[..., Any] | None = registry.parse(recipe.validate, "attacks") if recipe.validate else None
+    attack = registry.parse(recipe.validate, "attacks") if recipe.validate else None
     right, stands, slope, n = 0, 0, 0.0, 0
     generator = torch.Generator(device).manual_seed(derive_seed(recipe.seed, "validation", step))
     with frozen(model), full_precision():
-        for batch in batches(images, AT_ONCE):
+        for batch in batches(images, chunk_size(images.shape)):
             x, y = (part.to(device) for part in batch)
             with torch.no_grad():
                 clean = correct(model(x), y)
             right, n = right + int(clean.sum()), n + len(y)
             slope += float(input_gradient_norm(model, x, y).sum())
             if attack is not None:
-                attacked = attack(model, x, y, generator=generator)
+                attacked = attack_images(attack, model, x, y, generator=generator)
                 with torch.no_grad():
                     stands += int((clean & correct(model(attacked), y)).sum())
     found = {"validation_accuracy": right / n, "validation_gradient": slope / n}

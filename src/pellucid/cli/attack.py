@@ -182,16 +182,15 @@ def _maps(
     """The true class's maps before and after, with the same noise; what they have beyond two axes is added up."""
     import torch
 
-    from pellucid.mapping import drawing_from
+    from pellucid.mapping import true_class_maps
     from pellucid.network import device_of
 
     device = device_of(model)
-    classes = torch.as_tensor(label, device=device)[:, None]
+    y = torch.as_tensor(label, device=device)
 
     def flat(at: "Tensor") -> "np.ndarray":
-        drawing = drawing_from(interpreter, torch.Generator(device).manual_seed(0))
         with torch.no_grad():
-            maps = drawing(model, at.to(device), classes)[:, 0]
+            maps = true_class_maps(interpreter, model, at.to(device), y, noise=0)[:, 0]
         return (maps.flatten(1, -3).sum(1) if maps.dim() > 3 else maps).float().cpu().numpy()
 
     return flat(x), flat(attacked)
