@@ -15,7 +15,6 @@ from pellucid.augmentations import augment
 from pellucid.checkpoint import State
 from pellucid.data import ImageSet
 from pellucid.errors import PellucidError
-from pellucid.parallel import Team
 from pellucid.recipe import Recipe
 from pellucid.seeds import derive_seed
 from pellucid.tracking import Note
@@ -45,7 +44,6 @@ class Course:
     watched: ImageSet | None
     recipe: Recipe
     checkpoint: Path
-    team: Team
 
 
 def steps(course: Course, state: State, now: Progress, note: Note) -> Iterator[None]:
@@ -84,7 +82,7 @@ def _gradients(course: Course, state: State, batches: list[Tensor], now: Progres
     losses: list[Tensor] = []
     named: list[Mapping[str, Tensor]] = []
     for rows in batches:
-        mine = course.team.share(rows)
+        mine = state.team.share(rows)
         x, y = (part.to(device) for part in course.images.batch(mine))
         if memory is not None:
             memory.visit(mine)
@@ -97,14 +95,14 @@ def _gradients(course: Course, state: State, batches: list[Tensor], now: Progres
     loss = torch.stack(losses).mean()
     terms = {name: torch.stack([each[name] for each in named]).mean() for name in named[0]}
     gradients = [p.grad for p in network.parameters() if p.grad is not None]
-    course.team.average([*gradients, loss, *terms.values()])
+    state.team.average([*gradients, loss, *terms.values()])
     return loss, terms
 
 
 def _watch(course: Course, state: State, now: Progress, note: Note) -> None:
     """Validate, by the averaged weights if there are any; all processes do the same, and come to the same verdict."""
     assert course.watched is not None
-    course.team.same_buffers(state.network)
+    state.team.same_buffers(state.network)
     model = state.network if state.averaged is None else state.averaged.module
     found = validate(model, course.watched, course.recipe, state.generator.device, now.step)
     judge(state.best, found, model, course.recipe, now.step)

@@ -79,7 +79,7 @@ def train(
             if crew.leads:
                 run_folder.check(out, run, resume=resume)
             crew.wait()
-            course = Course(objective, trained, watched, recipe, out / run_folder.CHECKPOINT, crew)
+            course = Course(objective, trained, watched, recipe, out / run_folder.CHECKPOINT)
             now = _run(course, state, out, run, resume, report)
             network = _result(state, recipe)
             if crew.leads:
@@ -179,15 +179,15 @@ def _run(
     if course.checkpoint.is_file():
         now.step, now.log = load_checkpoint(course.checkpoint, state, run)
         now.saved_step = now.step
-    course.team.wait()
-    if course.team.leads:
+    state.team.wait()
+    if state.team.leads:
         run_folder.claim(out, run)
     else:  # dropout differs from process to process
-        torch.default_generator.manual_seed(derive_seed(course.recipe.seed, "dropout", course.team.rank, now.step))
-    folder = out if course.team.leads else None
+        torch.default_generator.manual_seed(derive_seed(course.recipe.seed, "dropout", state.team.rank, now.step))
+    folder = out if state.team.leads else None
     with events(folder, now.step + 1 if resume else None) as (note, flush):
         save = partial(_save, state, run, now, course.checkpoint, flush)
-        _go_through(steps(course, state, now, note), now, save, report, course.team, state.generator.device)
+        _go_through(steps(course, state, now, note), now, save, report, state.team, state.generator.device)
     return now
 
 
