@@ -50,3 +50,13 @@ def test_the_docstrings_of_attacks_name_a_source() -> None:
     """Every attack says where it comes from, or that it is ours."""
     for name, function in registry.public("attacks").items():
         assert re.search(r"\bSources?\b|\bDeviations?\b|\bours\b", function.__doc__ or ""), name
+
+
+def test_every_objective_in_the_docs_can_be_given() -> None:
+    """What stands behind --objective parses; a sweep's {} is a number."""
+    found = [
+        spec for page in sorted(DOCS.glob("*.md")) for spec in re.findall(r'--objective "(.*?)"', page.read_text())
+    ]
+    assert len(found) > 10
+    for spec in found:
+        registry.parse(spec.replace("{}", "1"), "objectives")

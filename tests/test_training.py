@@ -518,3 +518,20 @@ def test_learning_rate_schedules() -> None:
     assert Recipe(steps=10, lr=1.0, decay="cosine").learning_rate(5) == pytest.approx(0.5)
     half = Recipe(steps=10, lr=1.0, decay="linear", decay_share=0.5)
     assert (half.learning_rate(5), half.learning_rate(10)) == (1.0, 0.0)
+    stepped = Recipe(steps=10, lr="Steps((0.1, 0.01, 0.001), (4, 8))")
+    assert [stepped.learning_rate(step) for step in (0, 3, 4, 7, 8)] == [0.1, 0.1, 0.01, 0.01, 0.001]
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"lr": "pgd(steps=3)"}, "neither a number nor a schedule"),
+        ({"lr": "Steps((0.1, 0.01), (4,))", "decay": "linear"}, "leave out decay"),
+        ({"lr": "Step(3)"}, "Step"),
+        ({"lr": "-0.1"}, "out of range"),
+    ],
+)
+def test_a_learning_rate_that_is_none_is_refused(settings: dict[str, Any], says: str) -> None:
+    """With its value, and what would do."""
+    with pytest.raises(PellucidError, match=says):
+        Recipe(**settings)

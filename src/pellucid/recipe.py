@@ -4,11 +4,12 @@ import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Literal
 
-from pellucid import augmentations
+from pellucid import augmentations, registry
 from pellucid.errors import PellucidError
-from pellucid.schedules import Cosine, Ramp
+from pellucid.schedules import Cosine, Ramp, Schedule, Steps, at
 from pellucid.seeds import check_seed
 
 
@@ -17,8 +18,9 @@ class Recipe:
     """The same recipe on the same machine gives the same weights, interrupted or not.
 
     `lr` is the learning rate at the start; `decay` takes it to zero over the last `decay_share` of the run
-    (`constant` does not). `clip` bounds the norm of the parameter gradient. Each step takes `accumulate` batches,
-    and `replays` steps in a row take the same ones. With `ema` the result is the exponential average of the weights.
+    (`constant` does not). Instead it can be a schedule, such as `"Steps((0.01, 0.001), (4000,))"`. `clip` bounds the
+    norm of the parameter gradient. Each step takes `accumulate` batches, and `replays` steps in a row take the same
+    ones. With `ema` the result is the exponential average of the weights.
 
     `validate`, `keep="best"`, `patience` and `stop_at` watch `held_out` images, which are then not trained on, every
     `validate_every` steps: the score is the accuracy under the attack `validate`, or without one the clean accuracy.
@@ -33,7 +35,7 @@ class Recipe:
     steps: int = 1000
     batch_size: int = 64
     optimiser: Literal["adam", "sgd"] = "adam"
-    lr: float = 1e-3
+    lr: float | str = 1e-3
     decay: Literal["constant", "linear", "cosine"] = "constant"
     decay_share: float = 1.0
     ramp: float = 0.5
@@ -60,7 +62,7 @@ class Recipe:
         rules = {
             "steps": self.steps >= 1,
             "batch_size": self.batch_size >= 1,
-            "lr": self.lr > 0,
+            "lr": _usable(self.lr, self.decay),
             "decay": self.decay in ("constant", "linear", "cosine"),
             "decay_share": 0 < self.decay_share <= 1,
             "ramp": 0 <= self.ramp <= 1,
@@ -92,11 +94,29 @@ class Recipe:
 
     def learning_rate(self, step: int) -> float:
         """The learning rate at a step, counted from 0."""
+        if isinstance(self.lr, str):
+            return at(_schedule(self.lr), step)
         if self.decay == "constant":
             return self.lr
         first = round(self.steps * (1 - self.decay_share))
         shape = Ramp if self.decay == "linear" else Cosine
         return shape(self.lr, 0.0, first, self.steps)(step)
+
+
+@cache
+def _schedule(spec: str) -> Schedule:
+    found = registry.value(spec)
+    if isinstance(found, float | int | Ramp | Cosine | Steps):
+        return found
+    raise PellucidError(f"lr {spec!r} is neither a number nor a schedule such as 'Steps((0.01, 0.001), (4000,))'")
+
+
+def _usable(lr: float | str, decay: str) -> bool:
+    if not isinstance(lr, str):
+        return lr > 0
+    if decay != "constant":
+        raise PellucidError(f"lr {lr!r} says how it falls: leave out decay {decay!r}")
+    return at(_schedule(lr), 0) >= 0
 
 
 def identity(recipe: Recipe, *, data_digest: str, device: str, processes: int = 1, teacher: str = "") -> dict[str, Any]:

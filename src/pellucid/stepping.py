@@ -130,8 +130,10 @@ def optimiser(network: nn.Module, recipe: Recipe) -> Optimizer:
     """The recipe's, for what is trained."""
     trained = [p for p in network.parameters() if p.requires_grad]
     if recipe.optimiser == "adam":
-        return torch.optim.Adam(trained, lr=recipe.lr, weight_decay=recipe.weight_decay)
-    return torch.optim.SGD(trained, lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay)
+        return torch.optim.Adam(trained, lr=recipe.learning_rate(0), weight_decay=recipe.weight_decay)
+    return torch.optim.SGD(
+        trained, lr=recipe.learning_rate(0), momentum=recipe.momentum, weight_decay=recipe.weight_decay
+    )
 
 
 def _check_finite(loss: Tensor, norm: Tensor, terms: Mapping[str, Tensor], now: Progress, checkpoint: Path) -> None:

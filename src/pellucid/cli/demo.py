@@ -35,7 +35,7 @@ def demo(
             data="digits",
             objective=objective,
             steps=steps,
-            lr=2e-3,
+            lr="2e-3",
             decay="linear",
             resume=True,
             quiet=True,

@@ -29,7 +29,9 @@ def train(
     objective: Annotated[str, typer.Option(help="See `pellucid list objectives`.")] = "standard",
     steps: Annotated[int, typer.Option(help="Optimiser steps.")] = 1000,
     batch_size: Annotated[int, typer.Option(help="Images per step.")] = 64,
-    lr: Annotated[float, typer.Option(help="Learning rate at the start.")] = 1e-3,
+    lr: Annotated[
+        str, typer.Option(help='Learning rate at the start, or a schedule: "Steps((0.01, 0.001), (4000,))".')
+    ] = "0.001",
     decay: Annotated[str, typer.Option(help="How it falls to zero: constant (not), linear, cosine.")] = "constant",
     decay_share: Annotated[float, typer.Option(help="Over which last share of the steps it falls.")] = 1.0,
     ramp: Annotated[
@@ -73,7 +75,7 @@ def train(
         steps=steps,
         batch_size=batch_size,
         optimiser=optimiser,  # pyright: ignore[reportArgumentType]  checked by Recipe
-        lr=lr,
+        lr=_rate(lr),
         decay=decay,  # pyright: ignore[reportArgumentType]
         decay_share=decay_share,
         ramp=ramp,
@@ -94,6 +96,14 @@ def train(
         seed=seed,
     )
     _all_runs(recipe, _runs(recipe, out, seeds), resume=resume, device=device, quiet=quiet, json_=json_)
+
+
+def _rate(lr: str) -> float | str:
+    """A number, or the text of a schedule."""
+    try:
+        return float(lr)
+    except ValueError:
+        return lr
 
 
 def _runs(recipe: "Recipe", out: Path, seeds: int) -> "dict[Path, Recipe]":
