@@ -6,7 +6,6 @@ Each round runs every contender once, in rotating order, on the same images; a r
 same round, so that it holds where the machine's speed drifts. Quote the medians; the spread says how noisy it was.
 """
 
-import importlib.util
 import statistics
 import time
 from collections.abc import Callable
@@ -14,8 +13,7 @@ from functools import partial
 
 import scipy.stats
 import torch
-from peers import AsWritten
-from torch import nn
+from peers import AsWritten, art_pgd
 
 from pellucid.architectures.resnet import resnet18, wresnet
 from pellucid.architectures.small import pool, ross, small
@@ -70,23 +68,9 @@ def pgd_race(name: str, network: Network, *, n: int, steps: int) -> None:
             "pellucid, as written": lambda: ours(plain, x, y),
             "torchattacks": lambda: theirs(x, y),
             "foolbox": lambda: fool(wrapped, x, y, epsilons=0.3),
-            **_art(plain, x, y, steps),
+            **art_pgd(plain, x, y, steps),
         },
     )
-
-
-def _art(model: nn.Module, x: torch.Tensor, y: torch.Tensor, steps: int) -> Contenders:
-    """ART's PGD, where `pip install adversarial-robustness-toolbox` was done by hand."""
-    if importlib.util.find_spec("art") is None:
-        return {}
-    from art.attacks.evasion import ProjectedGradientDescentPyTorch  # pyright: ignore[reportMissingImports]
-    from art.estimators.classification import PyTorchClassifier  # pyright: ignore[reportMissingImports]
-
-    wrapped = PyTorchClassifier(model, nn.CrossEntropyLoss(), tuple(x.shape[1:]), 10, clip_values=(0, 1))
-    attack = ProjectedGradientDescentPyTorch(
-        wrapped, eps=0.3, eps_step=0.01, max_iter=steps, batch_size=len(x), verbose=False
-    )
-    return {"ART": lambda: attack.generate(x.numpy(), y.numpy())}
 
 
 def accuracy_race(network: Network, *, n: int) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from attacks import Contenders, race
-from peers import AsWritten
+from peers import AsWritten, art_pgd
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -116,8 +116,8 @@ def steps_race(title: str, network: Network, kinds: dict[str, Callable[..., Any]
             "minimal loop": taken(written, lambda kind=kind, written=written: minimal(kind, written, x, y, inner)),
             "floor of its passes": _floor(network, x, y, inner if kind not in ("standard", "double backprop") else 0),
         }
-        if kind == "adversarial":
-            contenders["torchattacks' loop"] = _torchattacks(AsWritten(network).train(), x, y, inner)
+        if kind in ("adversarial", "trades"):
+            contenders |= _peers(kind, AsWritten(network).train(), x, y, inner)
         race(f"{title}: {kind}, batch {batch}, {inner} inner steps", contenders)
 
 
@@ -135,12 +135,25 @@ def _floor(network: Network, x: Tensor, y: Tensor, inner: int) -> Callable[[], N
     return passes
 
 
-def _torchattacks(model: AsWritten, x: Tensor, y: Tensor, steps: int) -> Callable[[], None]:
-    """Adversarial training with torchattacks' PGD inside."""
+def _peers(kind: str, model: AsWritten, x: Tensor, y: Tensor, steps: int) -> Contenders:
+    """Training with torchattacks' search inside; and with ART's, where it was installed by hand."""
     import torchattacks
 
+    if kind == "trades":
+        divergence = torchattacks.TPGD(model, eps=EPS, alpha=SIZE, steps=steps)
+
+        def trade_off() -> Tensor:
+            clean = model(x).log_softmax(1)
+            return F.cross_entropy(model(x), y) + _divergence(clean, model(divergence(x)))
+
+        return {"torchattacks' search": taken(model, trade_off)}
     attack = torchattacks.PGD(model, eps=EPS, alpha=SIZE, steps=steps)
-    return taken(model, lambda: F.cross_entropy(model(attack(x, y)), y))
+    found: Contenders = {"torchattacks' search": taken(model, lambda: F.cross_entropy(model(attack(x, y)), y))}
+
+    def on(generate: Callable[[], Any]) -> Callable[[], None]:
+        return taken(model, lambda: F.cross_entropy(model(torch.as_tensor(generate())), y))
+
+    return found | {f"{name}'s search": on(generate) for name, generate in art_pgd(model, x, y, steps).items()}
 
 
 def main() -> None:
