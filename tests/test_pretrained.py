@@ -1,6 +1,7 @@
 """The zoo: built once, gone on with, described by cards; every recipe can be trained."""
 
 import json
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import pellucid as pe
 from pellucid import pretrained, registry
 from pellucid.errors import PellucidError
 from pellucid.recipe import Recipe
+from pellucid.run_folder import locked
 from pellucid.training import train
 
 QUICK = Recipe(data="digits", objective="int2(ball=Linf(0.1), steps=2)", steps=30, batch_size=16)
@@ -101,3 +103,23 @@ def test_recipes_take_steps(name: str, tmp_path: Path) -> None:
     recipe = replace(pretrained.recipes()[f"mnist/small/{name}"], data="digits", steps=3, batch_size=8)
     network = train(recipe, load("digits", "train"), tmp_path)
     assert all(bool(p.isfinite().all()) for p in network.parameters())
+
+
+@pytest.mark.usefixtures("one_recipe")
+def test_what_another_process_works_at_comes_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is passed over, waited for, and made once its folder is free."""
+    monkeypatch.setattr(pretrained, "WAIT", 0.0)
+    said: list[str] = []
+    with ExitStack() as held:
+        held.enter_context(locked(tmp_path / "digits/small/int2" / "cells"))
+
+        def say(what: str, done: int, whole: int) -> None:
+            del done, whole
+            said.append(what)
+            if "another process" in what:
+                held.close()
+
+        made = pretrained.build(["digits/small/int2"], tmp_path, seeds=2, effort=EFFORT, say=say)
+    assert list(made) == ["digits/small/int2", "digits/small/int2@1"]
+    order = list(dict.fromkeys(what.partition(":")[0] for what in said if "another" not in what))
+    assert order == ["digits/small/int2@1", "digits/small/int2"]

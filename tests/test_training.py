@@ -354,7 +354,7 @@ def test_what_cannot_work_leaves_nothing_behind(
 
 def test_one_process_at_a_time(tmp_path: Path, digits: ImageSet) -> None:
     """A folder at work is refused by the process that holds it; afterwards it is free again."""
-    with locked(tmp_path), pytest.raises(PellucidError, match=f"process {os.getpid()} is training in"):
+    with locked(tmp_path), pytest.raises(PellucidError, match=f"process {os.getpid()} is at work in"):
         train(SHORT, digits, tmp_path)
     assert not (tmp_path / ".lock").exists()
     train(SHORT, digits, tmp_path)

@@ -6,6 +6,7 @@ finished measurements are kept.
 
 import json
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from importlib import resources
@@ -33,6 +34,7 @@ EPS = (0.1, 0.2, 0.3, 0.35, 0.4)
 ENSEMBLE_EPS = 0.3
 PGD = "pgd(ball=Linf({eps}), steps=200, step_size=0.01, stop_when_fooled=True)"
 ENSEMBLE = "ensemble(ball=Linf({eps}))"
+WAIT = 5.0  # seconds between two looks at what other processes work at
 AAI = "aai(ball=Linf({eps}), reading='as_coded')"
 
 Say = Callable[[str, int, int], None]  # what is done, how far, of how much
@@ -138,20 +140,35 @@ def cards(folder: Path | None = None) -> dict[str, dict[str, Any]]:
 def build(
     names: Iterable[str], out: Path, *, seeds: int = 1, effort: Effort = THOROUGH, say: Say | None = None
 ) -> dict[str, dict[str, Any]]:
-    """Train and measure classifiers in `out/NAME` (further seeds in `out/NAME@SEED`); what is finished is kept."""
+    """Train and measure classifiers in `out/NAME` (further seeds in `out/NAME@SEED`); what is finished is kept.
+
+    First seeds come first. Several processes may share the work: each takes what no other is at, and at the end waits.
+    """
     known = recipes()
     made: dict[str, dict[str, Any]] = {}
     data: dict[str, tuple[ImageSet, ImageSet]] = {}
+    names = list(names)
     for name in names:
         if name not in known:
             raise PellucidError(f"no recipe {name!r}: there are {', '.join(known)}")
-        recipe = known[name]
+    wanted = deque((f"{name}@{seed}" if seed else name, known[name], seed) for seed in range(seeds) for name in names)
+    passed_over = 0
+    while wanted:
+        full, recipe, seed = wanted.popleft()
         if recipe.data not in data:
             data[recipe.data] = data_sets.load(recipe.data, recipe.split), data_sets.load(recipe.data, "test")
-        for seed in range(seeds):
-            full = f"{name}@{seed}" if seed else name
-            made[full] = _made(full, replace(recipe, seed=seed), *data[recipe.data], out / full, effort, say)
-    return made
+        try:
+            with run_folder.locked(out / full / "cells"):
+                made[full] = _made(full, replace(recipe, seed=seed), *data[recipe.data], out / full, effort, say)
+            passed_over = 0
+        except run_folder.Busy:
+            wanted.append((full, recipe, seed))
+            passed_over += 1
+            if passed_over >= len(wanted):
+                if say is not None:
+                    say(f"{full}: another process is at it", 0, 1)
+                time.sleep(WAIT)
+    return {full: made[full] for full in sorted(made)}
 
 
 def _made(

@@ -20,9 +20,13 @@ CALL = "call.json"
 LEFT = ("cells", "picture.png")  # what an interrupted attack leaves: nobody's results
 
 
+class Busy(PellucidError):
+    """Another process works in the folder."""
+
+
 @contextmanager
 def locked(out: Path) -> Iterator[None]:
-    """Keep other processes out of a folder; `.lock` there holds the process id. Raises `PellucidError` naming it.
+    """Keep other processes out of a folder; `.lock` there holds the process id. Raises `Busy`, which names it.
 
     The system drops the lock of a process that dies, however it dies: its `.lock` and `*.part` files are cleared away.
     """
@@ -139,8 +143,8 @@ def _lock(path: Path) -> int:
         except BlockingIOError:
             holder = os.read(descriptor, 20).decode() or "unknown"
             os.close(descriptor)
-            raise PellucidError(
-                f"process {holder} is training in {path.parent}: let it finish, or choose another --out"
+            raise Busy(
+                f"process {holder} is at work in {path.parent}: let it finish, or choose another --out"
             ) from None
         except OSError:  # a file system without locks (some network ones): nobody can be kept out
             pass
