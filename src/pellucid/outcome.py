@@ -48,7 +48,7 @@ def outcome(clean: Rows, rows: Rows, *, sizes: bool = False) -> dict[str, Any]:
 def tally(broken_by: np.ndarray) -> dict[str, int]:
     """How many images each member of an ensemble broke; `standing` are those that none did."""
     names, counts = np.unique(broken_by.astype(str), return_counts=True)
-    return {name or "standing": int(count) for name, count in zip(names, counts, strict=True)}
+    return {str(name) or "standing": int(count) for name, count in zip(names, counts, strict=True)}
 
 
 def _maps(rows: Rows) -> dict[str, Any]:
