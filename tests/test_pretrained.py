@@ -28,17 +28,21 @@ def one_recipe(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("one_recipe")
-def test_the_zoo_is_built_once_and_loaded_by_name(tmp_path: Path) -> None:
-    """Cards say recipe, seed and what was measured; a second build trains nothing; an unknown name is named."""
+def test_the_zoo_is_built_once_and_loaded_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cards say recipe, seed, whose code trained and what was measured; a second build, by later code, trains nothing;
+    an unknown name is named."""
+    monkeypatch.setattr(pretrained, "commit", lambda: "aaaaaaa")
     made = pretrained.build(["digits/small/int2"], tmp_path, seeds=2, effort=EFFORT)
     assert list(made) == ["digits/small/int2", "digits/small/int2@1"]
     weights = tmp_path / "digits/small/int2@1/model.safetensors"
     before = weights.stat().st_mtime_ns
+    monkeypatch.setattr(pretrained, "commit", lambda: "bbbbbbb")
     again = pretrained.build(["digits/small/int2"], tmp_path, seeds=2, effort=EFFORT)
     assert json.loads(json.dumps(again)) == json.loads(json.dumps(made))
     assert weights.stat().st_mtime_ns == before
     card = pretrained.cards(tmp_path)["digits/small/int2@1"]
     assert card["recipe"]["seed"] == 1
+    assert card["commit"] == "aaaaaaa"
     assert card["n"] == 10
     assert card["train_seconds"] > 0
     assert set(card["pgd"]) == set(card["aai"]) == {"0.1", "0.4"}

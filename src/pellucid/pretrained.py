@@ -85,8 +85,8 @@ _OBJECTIVES: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "trades": (f"trades({_INT})", {}),
     "ig-norm": (f"ig_norm({_INT}, reading='as_coded')", {"steps": 6000}),
     "ig-norm-1": (f"ig_norm({_INT})", {"steps": 6000}),
-    "ig-sum-norm": (f"ig_norm({_INT}, lam=0.1, adversarial=True)", {"steps": 6000}),
-    "int": (f"int({_INT}, gamma=0.9)", {}),
+    "ig-sum-norm": (f"ig_norm({_INT}, adversarial=True, reading='as_coded')", {"steps": 6000}),
+    "int": (f"int({_INT})", {}),
     "int-one-class": (f"int({_INT}, one_class=True)", {}),
     "int-adv": (f"int({_INT}, adversarial=True)", {}),
     "int2": (f"int2({_INT})", {}),
@@ -177,12 +177,12 @@ def _made(
     card_path, clock_path = out / "card.json", out / "seconds.json"
     if not run_folder.finished(out, recipe):
         resume = (out / run_folder.RECIPE).is_file()
-        before = json.loads(clock_path.read_text())["seconds"] if clock_path.is_file() else 0.0
-        started = time.monotonic()
+        before = _clock(clock_path)["seconds"] or 0.0
+        started, by = time.monotonic(), commit()
 
         def note() -> float:
             seconds = before + time.monotonic() - started
-            write_atomically(clock_path, json.dumps({"seconds": round(seconds, 1)}).encode())
+            write_atomically(clock_path, json.dumps({"seconds": round(seconds, 1), "commit": by}).encode())
             return seconds
 
         def report(step: int, entry: dict[str, float]) -> None:
@@ -195,10 +195,15 @@ def _made(
         train(recipe, trained, out, resume=resume, report=report)
         note()
     card = measured(load_model(out)[0], test, effort, cells=out / "cells", say=say, name=name)
-    card |= {"name": name, "recipe": asdict(recipe), "commit": commit()}
-    card["train_seconds"] = json.loads(clock_path.read_text())["seconds"] if clock_path.is_file() else None
+    clock = _clock(clock_path)
+    card |= {"name": name, "recipe": asdict(recipe), "commit": clock["commit"], "train_seconds": clock["seconds"]}
     write_json(card_path, card)
     return card
+
+
+def _clock(path: Path) -> dict[str, Any]:
+    """How long a network was trained, and by which commit of this code."""
+    return {"seconds": None, "commit": None} | (json.loads(path.read_text()) if path.is_file() else {})
 
 
 def measured(
