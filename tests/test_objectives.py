@@ -442,6 +442,15 @@ def test_starts_in_blocks_are_corners_of_the_ball(images: Tensor, generator: tor
     assert float((signs[..., 1:, :] == signs[..., :-1, :]).float().mean()) > 0.7
 
 
+def test_half_the_searches_start_in_corners(images: Tensor) -> None:
+    """Of no steps: those images lie at ±eps, or at the edge of the box, everywhere; the others do not."""
+    x = images.repeat(20, 1, 1, 1) * 0.4 + 0.3
+    search = worst.Search(Linf(0.1), None, 0, None, start="blocks")
+    found = search(lambda at: at.flatten(1).sum(1), x, 0, torch.Generator().manual_seed(0))
+    corners = ((found - x).abs() - 0.1).abs().flatten(1).amax(1) < 1e-6
+    assert 0.35 < float(corners.float().mean()) < 0.65
+
+
 def test_schedules_in_closed_form() -> None:
     """Linear, half a cosine wave, and steps; constant outside; plain numbers stay."""
     ramp, wave = Ramp(1.0, 3.0, 10, 20), Cosine(1.0, 0.0, 10, 20)

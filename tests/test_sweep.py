@@ -1,15 +1,21 @@
 """A sweep chooses by its rule, on images that no run has seen, and goes on where it stopped."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from pellucid import sweep as sweeping
+from pellucid.attacks.gradient import fgsm
+from pellucid.balls import Linf
 from pellucid.cli import run
 from pellucid.data import load
 from pellucid.errors import PellucidError
+from pellucid.metrics import correct
+from pellucid.models import load_model
 from pellucid.recipe import Recipe
 from pellucid.sweep import sweep
+from pellucid.watch import held_out
 
 RECIPE = Recipe(objective="double_backprop(lam={})", steps=20, batch_size=16, held_out=60)
 
@@ -63,3 +69,24 @@ def test_finished_runs_are_kept_and_mistakes_named(tmp_path: Path) -> None:
     images = load("digits", "train").select(range(200))
     with pytest.raises(PellucidError, match="must hold"):
         sweep(Recipe(objective="standard"), (1.0,), images, tmp_path / "other")
+    with pytest.raises(PellucidError, match="must differ"):
+        sweep(RECIPE, (1.0, 1.0), images, tmp_path / "other")
+
+
+def test_trials_are_judged_on_the_baselines_examples_of_held_out_images(tmp_path: Path) -> None:
+    """By hand: FGSM on the baseline, shown to each model; values that differ in the eighth digit are two runs."""
+    images = load("digits", "train").select(range(300))
+    recipe = replace(RECIPE, steps=60)
+    found = sweep(recipe, (56234.13, 56234.11, 0.5), images, tmp_path, attack="fgsm(ball=Linf(0.1))")
+    assert [trial["folder"] for trial in found["trials"]] == ["56234.13", "56234.11", "0.5"]
+    watched = held_out(replace(recipe, patience=1), images)[1]
+    assert watched is not None
+    x, y = watched.batch(range(len(watched)))
+    attacked = fgsm(load_model(tmp_path / "baseline")[0], x, y, ball=Linf(0.1))
+    for trial in (found["baseline"], found["trials"][-1]):
+        model = load_model(tmp_path / trial["folder"])[0]
+        assert trial["clean"] == pytest.approx(correct(model(x), y).double().mean().item())
+        assert trial["black_box"] == pytest.approx(correct(model(attacked), y).double().mean().item())
+    assert found["baseline"]["black_box"] < found["baseline"]["clean"]
+    again = sweep(recipe, (0.5,), images, tmp_path, attack="fgsm(ball=Linf(0.2))")
+    assert again["trials"][0]["clean"] == found["trials"][-1]["clean"]

@@ -7,7 +7,7 @@ random numbers, which every process draws for itself.
 
 import atexit
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -61,6 +61,14 @@ class Team:
         found = [torch.empty_like(mine, device=device) for _ in range(self.size)]
         dist.all_gather(found, mine.to(device).contiguous())
         return [each.cpu() for each in found]
+
+    def leaders(self, figures: Mapping[str, float], device: torch.device) -> dict[str, float]:
+        """The leader's figures, of the same names, for all: what is decided by them is decided alike."""
+        if self.size == 1:
+            return dict(figures)
+        values = torch.tensor(list(figures.values()), dtype=torch.float64, device=device)
+        dist.broadcast(values, 0)
+        return dict(zip(figures, values.tolist(), strict=True))
 
     def same_buffers(self, network: nn.Module) -> None:
         """Batch norm's running statistics are the leader's everywhere."""

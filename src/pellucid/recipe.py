@@ -59,6 +59,8 @@ class Recipe:
         check_seed(self.seed)
         object.__setattr__(self, "augment", tuple(self.augment))  # JSON has lists only
         augmentations.check(self.augment)
+        if self.validate:
+            registry.parse(self.validate, "attacks")
         rules = {
             "steps": self.steps >= 1,
             "batch_size": self.batch_size >= 1,
@@ -116,7 +118,13 @@ def _usable(lr: float | str, decay: str) -> bool:
         return lr > 0
     if decay != "constant":
         raise PellucidError(f"lr {lr!r} says how it falls: leave out decay {decay!r}")
-    return at(_schedule(lr), 0) >= 0
+    schedule = _schedule(lr)
+    ends = schedule.values if isinstance(schedule, Steps) else _ends(schedule)
+    return all(rate >= 0 for rate in ends) and any(rate > 0 for rate in ends)
+
+
+def _ends(schedule: Schedule) -> tuple[float, ...]:
+    return (schedule.start, schedule.end) if isinstance(schedule, Ramp | Cosine) else (at(schedule, 0),)
 
 
 def identity(recipe: Recipe, *, data_digest: str, device: str, processes: int = 1, teacher: str = "") -> dict[str, Any]:

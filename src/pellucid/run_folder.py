@@ -48,11 +48,7 @@ def check(out: Path, run: Mapping[str, Any], *, resume: bool) -> None:
         )
     if not (out / RECIPE).exists():
         return
-    stored = {**_read(out / RUN), "recipe": _read(out / RECIPE)}
-    try:
-        changed = differences(stored, run)
-    except (TypeError, PellucidError) as error:
-        raise _unreadable(out / RECIPE, error) from None
+    changed = _changed(out, _read(out / RUN), run)
     if changed:
         raise PellucidError(f"{out} holds another run ({'; '.join(changed)}): resume it as it was")
 
@@ -70,10 +66,18 @@ def finished(out: Path, recipe: Recipe) -> bool:
     """Whether `out` holds the model that this recipe ends with. Raises `PellucidError` where it is another recipe's."""
     if not (out / "model.safetensors").is_file():
         return False
-    changed = differences({"recipe": _read(out / RECIPE)}, {"recipe": dataclasses.asdict(recipe)})
+    changed = _changed(out, {}, {"recipe": dataclasses.asdict(recipe)})
     if changed:
         raise PellucidError(f"{out} holds the model of another recipe ({'; '.join(changed)}): choose another --out")
     return True
+
+
+def _changed(out: Path, facts: Mapping[str, Any], run: Mapping[str, Any]) -> list[str]:
+    """Where the run that claimed `out` differs from this one."""
+    try:
+        return differences({**facts, "recipe": _read(out / RECIPE)}, run)
+    except (TypeError, PellucidError) as error:
+        raise _unreadable(out / RECIPE, error) from None
 
 
 def check_call(out: Path, call: Mapping[str, Any], *, grows: str = "") -> None:

@@ -50,7 +50,8 @@ def steps(course: Course, state: State, now: Progress, note: Note) -> Iterator[N
     """Take one step after another, in place; yields between two of them."""
     recipe, network = course.recipe, state.network
     taken = now.step // recipe.replays * recipe.accumulate
-    batches = _batches(len(course.images), recipe.batch_size, recipe.seed, taken)
+    size = min(recipe.batch_size, len(course.images)) // state.team.size * state.team.size
+    batches = _batches(len(course.images), size, recipe.seed, taken)
     taking: list[Tensor] = []
     while now.step < recipe.steps and not state.best.stopped:
         now.whole = False
@@ -62,6 +63,7 @@ def steps(course: Course, state: State, now: Progress, note: Note) -> Iterator[N
         norm = nn.utils.clip_grad_norm_(network.parameters(), recipe.clip or math.inf)
         _check_finite(loss, norm, terms, now, course.checkpoint)
         state.optimiser.step()
+        state.team.same_buffers(network)
         follow(state.averaged, network)
         now.step += 1
         if now.step % LOG_EVERY == 0 or now.step == recipe.steps:
@@ -100,12 +102,12 @@ def _gradients(course: Course, state: State, batches: list[Tensor], now: Progres
 
 
 def _watch(course: Course, state: State, now: Progress, note: Note) -> None:
-    """Validate, by the averaged weights if there are any; all processes do the same, and come to the same verdict."""
+    """Validate, by the averaged weights if there are any; all processes go by what the leader found."""
     assert course.watched is not None
-    state.team.same_buffers(state.network)
     model = state.network if state.averaged is None else state.averaged.module
     found = validate(model, course.watched, course.recipe, state.generator.device, now.step)
-    judge(state.best, found, model, course.recipe, now.step)
+    found = state.team.leaders(found, state.generator.device)
+    judge(state.best, found, model, course.recipe, now.step, course.watched)
     now.log.append({"step": now.step} | {name: round(value, 6) for name, value in found.items()})
     note(now.log[-1])
 

@@ -21,6 +21,7 @@ from pellucid.types import Attack
 from pellucid.watch import held_out
 
 FLOOR = 0.97  # of the baseline's clean accuracy
+HOLDS_OUT = "fgsm(ball=Linf(0.3))"  # so that images are held out: what the logged score is of, and nothing else
 PLACE = "{}"  # where the number goes in the objective
 
 
@@ -46,19 +47,24 @@ def sweep(
 ) -> dict[str, Any]:
     """Train the recipe at every value (`{}` in its objective) and a standard baseline; choose by the paper's rule.
 
-    The rule: the value of highest accuracy on the examples that fool the baseline, among those at least `floor` times
+    The rule: the value of highest accuracy on the examples made on the baseline, among those at least `floor` times
     as accurate as it on clean images; all on the same held-out images, which no run trains on. Finished runs are
-    kept. Returns, and writes to `sweep.json`, the trials and the choice (None where no value is accurate enough).
+    kept, whatever attack they are judged by. Returns, and writes to `sweep.json`, the trials and the choice (None where
+    no value is accurate enough).
     Source: Ross & Doshi-Velez 2018, sec. 4, whose code used test images.
     """
     if PLACE not in recipe.objective:
         raise PellucidError(f"objective (={recipe.objective!r}) must hold {PLACE} where the number goes")
     if not values or not 0 < floor <= 1:
         raise PellucidError(f"values (={list(values)}) must not be empty, and floor (={floor}) lie in (0, 1]")
+    if len(set(values)) < len(values):
+        raise PellucidError(f"values (={list(values)}) must differ from each other")
     made_by: Attack = registry.parse(attack, "attacks")
-    recipe = replace(recipe, validate=recipe.validate or attack)  # so that images are held out
+    recipe = replace(recipe, validate=recipe.validate or HOLDS_OUT)
     runs = {"baseline": replace(recipe, objective="standard")}
-    runs |= {f"{value:g}": replace(recipe, objective=recipe.objective.replace(PLACE, f"{value:g}")) for value in values}
+    runs |= {
+        _written(value): replace(recipe, objective=recipe.objective.replace(PLACE, _written(value))) for value in values
+    }
     for name, each in runs.items():
         if not run_folder.finished(out / name, each):
             begun = (out / name / run_folder.RECIPE).is_file()
@@ -66,7 +72,7 @@ def sweep(
     watched = held_out(recipe, images)[1]
     assert watched is not None
     figures = _judged({name: load_model(out / name)[0] for name in runs}, watched, made_by, recipe.seed)
-    trials = [Trial(value, f"{value:g}", *figures[f"{value:g}"]) for value in values]
+    trials = [Trial(value, _written(value), *figures[_written(value)]) for value in values]
     base = Trial(0.0, "baseline", *figures["baseline"])
     fit = [trial for trial in trials if trial.clean >= floor * base.clean]
     chosen = max(fit, key=lambda trial: trial.black_box, default=None)
@@ -81,6 +87,10 @@ def sweep(
     }
     write_json(out / "sweep.json", found)
     return json.loads((out / "sweep.json").read_text())
+
+
+def _written(value: float) -> str:
+    return f"{value:.15g}"
 
 
 def _judged(

@@ -1,5 +1,6 @@
 """Training: one loop that anyone can read. The steps themselves are in `stepping`."""
 
+import copy
 import inspect
 import json
 import time
@@ -64,14 +65,12 @@ def train(
     crew = team(where)
     if _wants_teacher(objective):
         objective = _taught(objective, recipe, images, out, resume=resume, device=device, report=report)
-    with _own_global_generators(where, recipe.seed):
-        if recipe.batch_size % crew.size:
-            raise PellucidError(
-                f"batch_size (={recipe.batch_size}) must be a multiple of the {crew.size} processes that share it"
-            )
+    with _own_global_generators(where, recipe.seed, crew):
         trained, watched = held_out(recipe, images)
+        _check_shares(objective, recipe, trained, crew)
         state, architecture = _fresh(recipe, trained, where, crew)
         state = state._replace(memory=_memory(objective, recipe, trained, where, crew))
+        _try(objective, state, trained, recipe)
         taught_by = registry.option(objective, "teacher")
         digest = model_digest(load_model(taught_by)[0]) if taught_by else ""
         run = identity(recipe, data_digest=images.digest, device=where.type, processes=crew.size, teacher=digest)
@@ -89,6 +88,35 @@ def train(
                 write_atomically(out / "metrics.json", json.dumps(now.log, indent=0).encode())
             crew.wait()
     return network.eval()
+
+
+def _check_shares(objective: Objective, recipe: Recipe, images: ImageSet, crew: Team) -> None:
+    """What each process, or each part of a step's batch, is given must add up to the loss of the whole."""
+    if recipe.batch_size % crew.size or len(images) < crew.size:
+        raise PellucidError(
+            f"batch_size (={recipe.batch_size}) must be a multiple of the {crew.size} processes that share it, and of "
+            f"the {len(images)} images each must get one"
+        )
+    by_batch = registry.option(objective, "reading") == "as_coded" and registry.option(objective, "lam") is not None
+    if by_batch and (recipe.accumulate > 1 or crew.size > 1):
+        raise PellucidError(
+            f"{recipe.objective}: reading='as_coded' divides lam by the size of the batch, of which each process and "
+            "each of --accumulate sees a part: use one process and one batch, or reading='as_written'"
+        )
+
+
+def _try(objective: Objective, state: State, images: ImageSet, recipe: Recipe) -> None:
+    """One step's loss on two images, by a copy: options that do not fit are said before anything is written."""
+    device = state.generator.device
+    rows = torch.arange(2) % len(images)
+    x, y = (part.to(device) for part in images.batch(rows))
+    generator = torch.Generator(device).manual_seed(0)
+    remembering: dict[str, Any] = {}
+    if state.memory is not None:
+        remembering["memory"] = Memory(2, images.shape, generator, Team())
+        remembering["memory"].visit(torch.arange(2))
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        objective(copy.deepcopy(state.network), x, y, step=recipe.steps - 1, generator=generator, **remembering)
 
 
 def _memory(objective: Objective, recipe: Recipe, images: ImageSet, device: torch.device, crew: Team) -> Memory | None:
@@ -160,9 +188,9 @@ def _fresh(recipe: Recipe, images: ImageSet, device: torch.device, crew: Team) -
 
 
 @contextmanager
-def _own_global_generators(device: torch.device, seed: int) -> Iterator[None]:
-    """Global generators, which dropout draws from, of the run's own: afterwards they are as they were."""
-    own = derive_seed(seed, "dropout")
+def _own_global_generators(device: torch.device, seed: int, crew: Team) -> Iterator[None]:
+    """Global generators, which dropout draws from, of the process's own: afterwards they are as they were."""
+    own = derive_seed(seed, "dropout", *([crew.rank] if crew.rank else []))
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.default_generator.manual_seed(own)
         if device.type == "cuda":
@@ -182,8 +210,6 @@ def _run(
     state.team.wait()
     if state.team.leads:
         run_folder.claim(out, run)
-    else:  # dropout differs from process to process
-        torch.default_generator.manual_seed(derive_seed(course.recipe.seed, "dropout", state.team.rank, now.step))
     folder = out if state.team.leads else None
     with events(folder, now.step + 1 if resume else None) as (note, flush):
         save = partial(_save, state, run, now, course.checkpoint, flush)
@@ -223,7 +249,6 @@ def _go_through(
 def _save(state: State, run: Mapping[str, Any], now: Progress, checkpoint: Path, flush: Callable[[], None]) -> None:
     check_weights(state.network, now, checkpoint)
     flush()
-    state.team.same_buffers(state.network)
     save_checkpoint(checkpoint, state, run, step=now.step, log=now.log)
     now.saved_step, now.saved_at = now.step, time.monotonic()
 

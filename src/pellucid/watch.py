@@ -18,6 +18,7 @@ from pellucid.network import frozen, full_precision
 from pellucid.recipe import Recipe
 from pellucid.seeds import derive_seed
 
+LEARNED = 0.1  # of what answering every image alike gets wrong: a best score of less has nothing to lose
 COLLAPSED = 0.5  # of the best robust accuracy: what a network overfitted to a single step falls below
 
 
@@ -94,8 +95,14 @@ def validate(model: nn.Module, images: ImageSet, recipe: Recipe, device: torch.d
     return found | {"validation_robust": stands / n} if attack is not None else found
 
 
-def judge(best: Best, found: Mapping[str, float], model: nn.Module, recipe: Recipe, step: int) -> None:
-    """Keep the weights if the score is the best so far; say in `best.stopped` if the run shall end here."""
+def judge(
+    best: Best, found: Mapping[str, float], model: nn.Module, recipe: Recipe, step: int, images: ImageSet
+) -> None:
+    """Keep the weights if the score is the best so far; say in `best.stopped` if the run shall end here.
+
+    Robust accuracy has collapsed where it falls to half of its best, that best being more than a network has that
+    answers every image alike, and the radius no longer growing.
+    """
     score = found.get("validation_robust", found["validation_accuracy"])
     if score > best.score:
         best.score, best.step, best.since = score, step, 0
@@ -105,7 +112,9 @@ def judge(best: Best, found: Mapping[str, float], model: nn.Module, recipe: Reci
         best.since += 1
     if recipe.stop_at is not None and found["validation_accuracy"] >= recipe.stop_at:
         best.stopped = f"validation accuracy reached {found['validation_accuracy']:.3f}"
-    collapsed = "validation_robust" in found and best.score >= 0.1 and score < COLLAPSED * best.score
+    commonest = int(images.labels.bincount().max()) / len(images)
+    told_apart = best.score > commonest + LEARNED * (1 - commonest) and step > recipe.ramp * recipe.steps
+    collapsed = "validation_robust" in found and told_apart and score < COLLAPSED * best.score
     if recipe.keep == "best" and collapsed:
         best.stopped = f"robust accuracy collapsed from {best.score:.3f} to {score:.3f}: the attack is overfitted"
     if recipe.patience is not None and best.since >= recipe.patience and not best.stopped:
