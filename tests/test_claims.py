@@ -1,9 +1,12 @@
 """The claims of the papers: judged from cards whose outcome is known."""
 
+import re
 from typing import Any
 
 import numpy as np
 import pytest
+import scipy.stats
+import torch
 
 from pellucid import claims, pretrained
 from pellucid.claims import Cards, Verdict, judge
@@ -59,14 +62,56 @@ def test_a_comparison_is_paired_and_every_seed_must_agree(more: list[float], jud
 
 def test_the_best_must_be_above_all_at_every_radius() -> None:
     """One rival that is better at one radius refutes it; one that is missing leaves it open."""
-    names = ("adversarial", "trades", "int", "int-adv", "int2")
-    cards = {f"mnist/small/{name}": card({0.35: 0.3, 0.4: 0.2}) for name in names}
+    names = claims.RIVALS
+    cards: dict[str, Any] = {f"mnist/small/{name}": card({0.35: 0.3, 0.4: 0.2}) for name in names}
     cards["mnist/small/int2-adv"] = card({0.35: 0.5, 0.4: 0.4})
     assert verdict(cards, "Int2-Adv").judgement == "holds"
     cards["mnist/small/trades"] = card({0.35: 0.3, 0.4: 0.5})
     assert verdict(cards, "Int2-Adv").judgement == "does not hold"
-    del cards["mnist/small/trades"]
+    del cards["mnist/small/trades"]["pgd"]
     assert verdict(cards, "Int2-Adv").judgement == "not measured"
+
+
+def test_many_comparisons_refute_only_when_corrected() -> None:
+    """One of sixteen at p = .02 is what chance brings."""
+    cards: dict[str, Any] = {f"mnist/small/{name}": card(0.5) for name in (*claims.RIVALS, "int2-adv")}
+    better = np.arange(N) < 0.5 * N
+    better[[*range(5), *range(500, 516)]] = [False] * 5 + [True] * 16  # 16 for, 5 against
+    cards["mnist/small/trades"]["pgd"]["0.4"]["standing"] = pretrained.packed(better)
+    assert verdict(cards, "Int2-Adv").judgement == "undecided"
+    better[516:540] = True
+    cards["mnist/small/trades"]["pgd"]["0.4"]["standing"] = pretrained.packed(better)
+    assert verdict(cards, "Int2-Adv").judgement == "does not hold"
+
+
+def test_seeds_are_no_more_images(generator: torch.Generator) -> None:
+    """The same outcome at three seeds has the interval of one, and that is t's of the differences."""
+    one, two = (torch.rand(N, generator=generator).numpy() < share for share in (0.62, 0.6))
+    found = {}
+    for seeds in (1, 3):
+        cards: dict[str, Any] = {}
+        for seed in range(seeds):
+            for name, stands in (("int", one), ("int-one-class", two)):
+                cards[f"mnist/small/{name}{f'@{seed}' if seed else ''}"] = card(0.0)
+                cards[f"mnist/small/{name}{f'@{seed}' if seed else ''}"]["pgd"]["0.3"] = {
+                    "standing": pretrained.packed(stands)
+                }
+        found[seeds] = verdict(cards, "one class").shown.partition(";")[0].partition(" (")[0]
+    low, high = ([float(text) for text in re.findall(r"[+-]\d\.\d+", each)[1:]] for each in found.values())
+    assert low == pytest.approx(high, abs=0.003)
+    naive = scipy.stats.ttest_1samp(one.astype(float) - two, 0).confidence_interval(0.95)
+    assert high == pytest.approx([naive.low, naive.high], abs=0.0006)
+
+
+def test_cards_of_fewer_images_or_attacks_are_compared_as_far_as_they_go() -> None:
+    """The first images that both have; what a card lacks is not measured."""
+    few: dict[str, Any] = {"n": 200} | {
+        kind: {"0.3": {"standing": pretrained.packed(np.arange(200) < 50)}} for kind in ("pgd", "ensemble")
+    }
+    cards: dict[str, Any] = {"mnist/small/int": card(0.9), "mnist/small/int-one-class": few}
+    assert verdict(cards, "one class").judgement == "holds"
+    del few["ensemble"]
+    assert verdict(cards, "one class").judgement == "not measured"
 
 
 def test_claims_on_transfer() -> None:

@@ -535,3 +535,24 @@ def test_a_learning_rate_that_is_none_is_refused(settings: dict[str, Any], says:
     """With its value, and what would do."""
     with pytest.raises(PellucidError, match=says):
         Recipe(**settings)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"validate": "pgdd"},
+        {"objective": "int(ball=L2(1), start='persistent')"},
+        {"objective": "double_backprop(lam=-1)"},
+        {"objective": "standard(temperature=0)"},
+        {"objective": "adversarial(attack=spatial(steps=1), eps=0.1)"},
+        {"objective": "int(reading='as_coded', interpreter=gradient)"},
+        {"objective": "double_backprop(reading='as_coded')", "accumulate": 2},
+    ],
+)
+def test_options_that_do_not_fit_are_said_before_anything_is_written(settings: dict[str, Any], tmp_path: Path) -> None:
+    """So that the corrected command is not refused for what the wrong one left."""
+    images = load("digits", "train").select(range(40))
+    with pytest.raises(PellucidError):
+        train(Recipe(steps=3, batch_size=8, **settings), images, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    train(Recipe(steps=1, batch_size=8), images, tmp_path / "run")

@@ -1,19 +1,23 @@
 """What the papers claim of training objectives, judged by the zoo's cards: holds, does not hold, or undecided.
 
-Comparisons are paired, image by image and over all seeds that both have: the 95 % interval is Newcombe's (`paired`).
-A claim that one is above the other holds where that interval and every single seed say so. The interval is that of the
-test images: with one seed it says nothing of how another training run would have ended.
+Comparisons are paired, image by image: of one seed the 95 % interval is Newcombe's (`paired`); of several it is t's,
+of each image's mean difference over the seeds that both have. A claim holds where every comparison that it makes, and
+every single seed, speaks for it; it does not hold where one speaks against it at 5 %, corrected for their number (Holm).
+The interval is that of the test images: with one seed it says nothing of how another training run would have ended.
 """
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Bool
+from scipy.stats import binomtest
+from scipy.stats import t as student
 
 from pellucid.pretrained import EPS, unpacked
-from pellucid.results import wilson
+from pellucid.results import holm, wilson
 from pellucid.summary import paired
 from pellucid.transfer import Transfer
 
@@ -25,6 +29,8 @@ SMALL, ROSS = "mnist/small", "mnist/ross"
 TRANSFERRED = ("standard", "distilled", "fgsm", "double-backprop")  # of Ross & Doshi-Velez's fig. 1
 TRANSFER_EPS = (0.3, 0.5)
 HALF, TENTH = 0.5, 0.1
+LEVEL = 0.05
+RIVALS = ("adversarial", "trades", "ig-norm", "ig-sum-norm", "int", "int-one-class", "int-adv", "int2")
 
 
 @dataclass(frozen=True)
@@ -54,18 +60,14 @@ def judge(cards: Cards, transferred: Transfer | None = None) -> list[Verdict]:
             _verdict(
                 f"IG-Norm collapses, {how}: fewer than a tenth stand under PGD-200 at ε 0.3",
                 "Boopathy et al. 2020, Table 3",
-                [_flipped(_share(cards, name, "pgd", 0.3, TENTH))],
+                [_share(cards, name, "pgd", 0.3, TENTH, "below")],
             )
             for name, how in (("ig-norm", "as coded"), ("ig-norm-1", "as written at λ 1"))
         ),
         _verdict(
             "Int2-Adv is the best of the published beyond ε 0.3",
             "Boopathy et al. 2020 (ICML), Table 1",
-            [
-                _above(cards, "int2-adv", other, "pgd", eps)
-                for eps in EPS[3:]
-                for other in ("adversarial", "trades", "int", "int-adv", "int2")
-            ],
+            [_above(cards, "int2-adv", other, "pgd", eps) for eps in EPS[3:] for other in RIVALS],
         ),
         *_of_transfer(cards, transferred),
     ]
@@ -77,71 +79,91 @@ def table(verdicts: Iterable[Verdict]) -> str:
     return "\n".join(lines)
 
 
-def seeds_of(cards: Cards, name: str) -> list[str]:
-    """The cards of a recipe, one per seed."""
-    return [full for full in cards if full.partition("@")[0] == name]
-
-
 @dataclass(frozen=True)
 class _Finding:
-    """Whether one comparison speaks for (1), against (-1) or neither, and how it reads. None: not measured."""
+    """Whether one comparison speaks for the claim or against it, the p-value of neither, and how it reads."""
 
-    sign: int | None
+    speaks: Literal["for", "against", "neither", "not measured"]
     shown: str
+    p: float = 1.0
 
 
 def _verdict(claim: str, source: str, findings: Sequence[_Finding]) -> Verdict:
-    """Holds where every comparison speaks for it, does not where one speaks against it."""
-    signs = [finding.sign for finding in findings]
+    """Holds where every comparison speaks for it, does not where one speaks against it for all their number."""
+    corrected = holm([finding.p for finding in findings])
+    refuted = any(f.speaks == "against" and p < LEVEL for f, p in zip(findings, corrected, strict=True))
     judgement: Judgement
-    if any(sign is None for sign in signs):
+    if any(finding.speaks == "not measured" for finding in findings):
         judgement = "not measured"
-    elif all(sign == 1 for sign in signs):
+    elif all(finding.speaks == "for" for finding in findings):
         judgement = "holds"
     else:
-        judgement = "does not hold" if -1 in signs else "undecided"
+        judgement = "does not hold" if refuted else "undecided"
     return Verdict(claim, source, judgement, "; ".join(finding.shown for finding in findings) + ".")
 
 
-def _share(cards: Cards, name: str, kind: str, eps: float, border: float) -> _Finding:
-    """Speaks for more than the border standing, at every seed."""
+def _standing(cards: Cards, name: str, kind: str, eps: float) -> dict[str, Stands]:
+    """Which images stand, of each seed whose card says so."""
+    found = {}
+    for full in cards:
+        base, _, seed = full.partition("@")
+        if base == name and "standing" in cards[full].get(kind, {}).get(str(eps), {}):
+            found[seed] = unpacked(cards[full], kind, eps)
+    return found
+
+
+def _share(
+    cards: Cards, name: str, kind: str, eps: float, border: float, side: Literal["above", "below"] = "above"
+) -> _Finding:
+    """Speaks for more (or fewer) than the border standing, at every seed."""
     what = f"{name} under {kind} {eps}"
-    parts = [unpacked(cards[full], kind, eps) for full in seeds_of(cards, f"{SMALL}/{name}")]
+    parts = list(_standing(cards, f"{SMALL}/{name}", kind, eps).values())
     if not parts:
-        return _Finding(None, f"{what}: no card")
+        return _Finding("not measured", f"{what}: no card")
     intervals = [wilson(int(part.sum()), len(part)) for part in parts]
     above, below = all(low > border for low, _ in intervals), all(high < border for _, high in intervals)
     figures = ", ".join(
         f"{part.mean():.3f} [{low:.3f}, {high:.3f}]" for part, (low, high) in zip(parts, intervals, strict=True)
     )
-    return _Finding(above - below, f"{what} {figures}")
+    p = max(float(binomtest(int(part.sum()), len(part), border).pvalue) for part in parts)
+    return _Finding(_speaks(*((above, below) if side == "above" else (below, above))), f"{what} {figures}", p)
 
 
-def _flipped(finding: _Finding) -> _Finding:
-    return _Finding(None if finding.sign is None else -finding.sign, finding.shown)
+def _speaks(fits: bool, refutes: bool) -> Literal["for", "against", "neither"]:
+    return "for" if fits else "against" if refutes else "neither"
 
 
 def _above(cards: Cards, one: str, two: str, kind: str, eps: float) -> _Finding:
-    """Speaks for `one` above `two`, over the seeds that both have."""
+    """Speaks for `one` above `two`, over the seeds that both have, on the images that both were measured on."""
+    ones, twos = (_standing(cards, f"{SMALL}/{name}", kind, eps) for name in (one, two))
     pairs = []
-    for full in seeds_of(cards, f"{SMALL}/{one}"):
-        _, at, seed = full.partition("@")
-        other = f"{SMALL}/{two}{at}{seed}"
-        if other in cards:
-            pairs.append((unpacked(cards[full], kind, eps), unpacked(cards[other], kind, eps)))
+    for seed in ones.keys() & twos.keys():
+        n = min(len(ones[seed]), len(twos[seed]))  # cards are of the first images
+        pairs.append((ones[seed][:n], twos[seed][:n]))
     what = f"{one} - {two} under {kind} {eps}"
-    return _difference(what, pairs) if pairs else _Finding(None, f"{what}: no cards")
+    return _difference(what, pairs) if pairs else _Finding("not measured", f"{what}: no cards")
 
 
 def _difference(what: str, pairs: Sequence[tuple[Stands, Stands]]) -> _Finding:
-    one, two = (np.concatenate(parts) for parts in zip(*pairs, strict=True))
-    found = paired(one, two)
-    each = [float(a.mean() - b.mean()) for a, b in pairs]
+    each = [float(one.mean() - two.mean()) for one, two in pairs]
+    found = paired(*pairs[0]) if len(pairs) == 1 else _over_seeds(pairs)
     above = found["low"] > 0 and min(each) > 0
     below = found["high"] < 0 and max(each) < 0
     seeds = f" ({', '.join(f'{value:+.3f}' for value in each)})" if len(each) > 1 else ""
     shown = f"{what} {found['difference']:+.3f} [{found['low']:+.3f}, {found['high']:+.3f}]{seeds}"
-    return _Finding(above - below, shown)
+    return _Finding(_speaks(above, below), shown, found["p"])
+
+
+def _over_seeds(pairs: Sequence[tuple[Stands, Stands]]) -> dict[str, float]:
+    """Of each image's mean difference over the seeds: the mean, its 95 % t interval and p. Seeds share their images."""
+    n = min(len(one) for one, _ in pairs)
+    per_image = np.mean([one[:n].astype(float) - two[:n] for one, two in pairs], axis=0)
+    mean, spread = float(per_image.mean()), float(per_image.std(ddof=1)) / math.sqrt(n)
+    if spread == 0:
+        return {"difference": mean, "low": mean, "high": mean, "p": float(mean == 0)}
+    reach = float(student.ppf(0.975, n - 1)) * spread
+    p = 2 * float(student.sf(abs(mean) / spread, n - 1))
+    return {"difference": mean, "low": mean - reach, "high": mean + reach, "p": p}
 
 
 def _of_transfer(cards: Cards, found: Transfer | None) -> list[Verdict]:
@@ -154,7 +176,7 @@ def _of_transfer(cards: Cards, found: Transfer | None) -> list[Verdict]:
 
     def compare(one: tuple[str, float, str], two: tuple[str, float, str], what: str) -> _Finding:
         if found is None:
-            return _Finding(None, f"{what}: no cards")
+            return _Finding("not measured", f"{what}: no cards")
         return _difference(what, [(stands(*one), stands(*two))])
 
     low, high = TRANSFER_EPS
@@ -169,10 +191,11 @@ def _of_transfer(cards: Cards, found: Transfer | None) -> list[Verdict]:
         for rival in others
         if rival != target
     ]
+    many = _standing(cards, f"{ROSS}/distilled", "pgd", low).get("")
     hides = (
-        _Finding(None, "no cards")
-        if found is None or f"{ROSS}/distilled" not in cards
-        else _hides(stands("distilled", low, "distilled"), unpacked(cards[f"{ROSS}/distilled"], "pgd", low))
+        _Finding("not measured", "no cards")
+        if found is None or many is None
+        else _hides(stands("distilled", low, "distilled"), many)
     )
     return [
         _verdict(
@@ -207,4 +230,4 @@ def _hides(one_step: Stands, many: Stands) -> _Finding:
         f"FGSM {one_step.mean():.3f} [{first[0]:.3f}, {first[1]:.3f}], "
         f"PGD-200 on the log-odds {many.mean():.3f} [{last[0]:.3f}, {last[1]:.3f}]"
     )
-    return _Finding(hidden - refuted, shown)
+    return _Finding(_speaks(hidden, refuted), shown, p=0.0 if refuted else 1.0)
