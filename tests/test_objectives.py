@@ -1,6 +1,7 @@
 """Objectives: the contract of every one that is discovered, identities at neutral settings, and schedules."""
 
 import copy
+import inspect
 import math
 from collections.abc import Callable
 from functools import partial
@@ -469,3 +470,46 @@ def test_a_schedule_of_no_length_jumps() -> None:
     for schedule in (Ramp(1.0, 3.0, 5, 5), Cosine(1.0, 3.0, 5, 5)):
         assert schedule(4) == 1
         assert schedule(6) == 3
+
+
+@pytest.mark.parametrize(
+    ("objective", "options", "says"),
+    [
+        (int_, {"gamma": -1}, "gamma"),
+        (int2, {"correlation": Ramp(0.0, -1.0, -1, 0)}, "correlation"),
+        (trades, {"beta": -1}, "beta"),
+        (double_backprop, {"lam": -1}, "lam"),
+        (ig_norm, {"lam": -1}, "lam"),
+        (adversarial, {"clean": 3}, "clean"),
+        (int2, {"adversarial": True, "clean": -0.1}, "clean"),
+        (adversarial, {"clean": 0.5, "alternate": True}, "alternate"),
+        (adversarial, {"labels": "Predicted"}, "labels"),
+        (int_, {"reading": "as-coded"}, "reading"),
+        (ig_norm, {"reading": "coded"}, "reading"),
+        (double_backprop, {"of": "labels"}, "of"),
+    ],
+)
+def test_what_would_silently_be_something_else_is_refused(
+    objective: Callable[..., Any], options: dict[str, Any], says: str, tiny: Network, images: Tensor, labels: Tensor
+) -> None:
+    """Rewards for penalties, shares outside of [0, 1], readings that do not exist: by name, types checked or not."""
+    with pytest.raises((PellucidError, TypeError), match=says):
+        inspect.unwrap(objective)(tiny, images, labels, step=0, **options)
+
+
+def test_searches_are_as_precise_as_the_training(tiny: Network, images: Tensor, labels: Tensor) -> None:
+    """Under autocast PGD's search runs in bfloat16 too, and without it in float32."""
+    seen: set[torch.dtype] = set()
+
+    def look(module: nn.Module, inputs: Any, output: Tensor) -> None:
+        del module, inputs
+        seen.add(output.dtype)
+
+    attack = partial(pgd, steps=2, keep_best=False)
+    for enabled, expected in ((True, torch.bfloat16), (False, torch.float32)):
+        seen.clear()
+        handle = list(tiny.trunk.children())[-2].register_forward_hook(look)
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            adversarial(tiny, images, labels, step=0, attack=attack)
+        handle.remove()
+        assert seen == {expected}

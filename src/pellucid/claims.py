@@ -3,7 +3,8 @@
 Comparisons are paired, image by image: of one seed the 95 % interval is Newcombe's (`paired`); of several it is t's,
 of each image's mean difference over the seeds that both have. A claim holds where every comparison that it makes, and
 every single seed, speaks for it; it does not hold where one speaks against it at 5 %, corrected for their number
-(Holm). The interval is that of the test images: with one seed it says nothing of how another training run would have ended.
+(Holm). The interval is that of the test images: with one seed it says nothing of how another training run would have
+ended.
 """
 
 import math

@@ -14,6 +14,7 @@ from pellucid.network import frozen
 from pellucid.types import Images, Labels, Logits, Maps, Mask, PerExample
 
 SIGN_TENSOR_LIMIT = 64  # values per map: above it, sorting (scipy) beats the signs of all pairs
+CONSTANT = 1e-6  # of a map's norm: what is off its mean by less is rounding
 SIGN_TENSOR_VALUES = 1 << 18  # at once: what stays in a processor's cache
 
 PerPair = Float[Tensor, " n"]
@@ -149,12 +150,19 @@ def kendall_tau(maps: Float[Tensor, "n d"], other: Float[Tensor, "n d"]) -> Floa
 
 
 def pearson(maps: Float[Tensor, "n d"], other: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
-    """Pearson's correlation of two maps: the cosine of what each is off its mean; in [-1, 1], 0 for a constant map.
+    """Pearson's correlation of two maps: the cosine of what each is off its mean; in [-1, 1], at any scale.
 
-    Differentiable, unlike Kendall's tau.
+    0, with no gradient, where a map is constant to rounding. Differentiable elsewhere, unlike Kendall's tau.
     """
-    centred = (each - each.mean(1, keepdim=True) for each in (maps, other))
-    return F.cosine_similarity(*centred, dim=1, eps=1e-6)
+    units = []
+    varied = torch.ones(len(maps), 1, dtype=torch.bool, device=maps.device)
+    for each in (maps, other):
+        off = each - each.mean(1, keepdim=True)
+        size = off.detach().norm(dim=1, keepdim=True)
+        varied = varied & (size > CONSTANT * each.detach().norm(dim=1, keepdim=True))
+        off = torch.where(varied, off / size.clamp_min(torch.finfo(each.dtype).tiny), torch.ones_like(off))
+        units.append(off / off.norm(dim=1, keepdim=True))
+    return torch.where(varied[:, 0], (units[0] * units[1]).sum(1), 0)
 
 
 def _tau_by_signs(maps: Float[Tensor, "n d"], other: Float[Tensor, "n d"], i: Tensor, j: Tensor) -> PerPair:

@@ -14,6 +14,20 @@ def at(schedule: Schedule, step: int) -> float:
     return schedule(step) if callable(schedule) else float(schedule)
 
 
+def weight(name: str, schedule: Schedule, step: int) -> float:
+    """The value of a weight at a step. Raises where it is negative: the penalty would be a reward."""
+    value = at(schedule, step)
+    if not value >= 0:
+        raise PellucidError(f"{name} (={value:g}) must be at least 0: the penalty would be a reward")
+    return value
+
+
+def check_share(name: str, value: float) -> None:
+    """Raises where a share of the loss is not in [0, 1]."""
+    if not 0 <= value <= 1:
+        raise PellucidError(f"{name} (={value:g}) is a share of the loss: between 0 and 1")
+
+
 def _share(step: int, first: int, last: int) -> float:
     """How far a step lies between two others, in [0, 1]."""
     return min(1.0, max(0.0, (step - first) / max(1, last - first)))

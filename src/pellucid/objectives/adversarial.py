@@ -9,10 +9,11 @@ from torch.nn import functional as F
 
 from pellucid.attacks.gradient import pgd
 from pellucid.balls import Ball, Linf, per_image
+from pellucid.errors import PellucidError
 from pellucid.memory import Memory
 from pellucid.network import frozen
 from pellucid.objectives.standard import standard
-from pellucid.schedules import Schedule
+from pellucid.schedules import Schedule, at, check_share, weight
 from pellucid.search import gradient_and_score
 from pellucid.types import Attack, Generator, Images, Labels, PerExample
 from pellucid.worst import Search, Start, resized, within
@@ -40,6 +41,11 @@ def adversarial(
     Sources: Madry et al. 2018, eq. 2.1; with FGSM, `clean=0.5` and predicted labels Ross & Doshi-Velez 2018, sec. 3
     (whose attack saw the network in training mode).
     """
+    check_share("clean", clean)
+    if labels not in ("true", "predicted"):
+        raise PellucidError(f"labels (={labels!r}) must be true or predicted")
+    if alternate and clean:
+        raise PellucidError(f"alternate=True takes whole batches: leave out clean (={clean:g})")
     if clean == 1 or (alternate and step % 2 == 0):
         return standard(model, x, y, step=step)
     away = y
@@ -49,7 +55,7 @@ def adversarial(
     attacked = within(attack, eps, step)(model, x, away, generator=generator)
     loss_attacked = F.cross_entropy(model(attacked), y)
     terms = {"adversarial_cross_entropy": loss_attacked.detach()}
-    if clean == 0 or alternate:
+    if clean == 0:
         return loss_attacked, terms
     loss_clean = F.cross_entropy(model(x), y)
     return (1 - clean) * loss_attacked + clean * loss_clean, terms | {"cross_entropy": loss_clean.detach()}
@@ -66,7 +72,7 @@ def trades(
     eps: Schedule | None = None,
     steps: int = 10,
     step_size: float | None = None,
-    beta: float = 1.0,
+    beta: Schedule = 1.0,
     start: Start = "gaussian",
     memory: Memory | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
@@ -76,7 +82,7 @@ def trades(
     al. 2020 trained it, with beta 1 on MNIST and CIFAR-10; the authors' beta is 1 on MNIST and 6 on CIFAR-10). The
     gradient flows through both arguments of the divergence. Source: Zhang et al. 2019, eq. 5 and algorithm 1.
     """
-    if beta == 0:
+    if weight("beta", beta, step) == 0:
         return standard(model, x, y, step=step)
     with frozen(model):
         with torch.no_grad():
@@ -87,7 +93,7 @@ def trades(
     logits = model(x)
     fit = F.cross_entropy(logits, y)
     apart = _divergence(logits.log_softmax(1), model(attacked).log_softmax(1)).mean()
-    return fit + beta * apart, {"cross_entropy": fit.detach(), "divergence": apart.detach()}
+    return fit + at(beta, step) * apart, {"cross_entropy": fit.detach(), "divergence": apart.detach()}
 
 
 def _divergence(p: Tensor, q: Tensor) -> PerExample:

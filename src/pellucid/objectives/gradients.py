@@ -10,7 +10,8 @@ from pellucid.balls import Ball, Linf
 from pellucid.errors import PellucidError
 from pellucid.metrics import attribution_norm
 from pellucid.network import frozen
-from pellucid.schedules import Schedule, at
+from pellucid.schedules import Schedule
+from pellucid.schedules import weight as weighed
 from pellucid.teachers import Teacher, teacher_probabilities
 from pellucid.types import Attack, Generator, Images, Labels, PerExample
 from pellucid.worst import Search, within
@@ -46,9 +47,7 @@ def double_backprop(
     their 56,234 at b = 256 is 110. Source: Ross & Doshi-Velez 2018, eq. 6 and sec. 4 (fig. 9); Drucker & LeCun 1992.
     Raises for a negative `lam`, and for "distilled" without a teacher.
     """
-    weight = at(lam, step)
-    if weight < 0:
-        raise PellucidError(f"lam (={weight:g}) must be at least 0: the penalty would be a reward")
+    weight = weighed("lam", lam, step)
     if of not in get_args(Of) or reading not in get_args(Reading):
         allowed = f"{', '.join(get_args(Of))}; {', '.join(get_args(Reading))}"
         raise PellucidError(f"of (={of!r}) and reading (={reading!r}) must be of: {allowed}")
@@ -112,9 +111,10 @@ def ig_norm(
     2020, sec. 5 (as baselines).
     Raises for `points < 1` and a negative `lam`.
     """
-    weight = at(lam, step)
-    if points < 1 or weight < 0:
-        raise PellucidError(f"points (={points}) must be at least 1 and lam (={weight:g}) at least 0")
+    weight = weighed("lam", lam, step)
+    if points < 1 or reading not in get_args(Reading):
+        allowed = ", ".join(get_args(Reading))
+        raise PellucidError(f"points (={points}) must be at least 1, and reading (={reading!r}) one of {allowed}")
     weight = weight / max(1, len(x)) if reading == "as_coded" else weight
 
     def worst(there: Images) -> PerExample:

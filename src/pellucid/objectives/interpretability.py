@@ -1,7 +1,7 @@
 """Interpretability-aware training: Int and Int2 (Boopathy et al. 2020), with and without the adversarial loss."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ from pellucid.memory import Memory
 from pellucid.metrics import pearson, weighted_discrepancy
 from pellucid.network import frozen
 from pellucid.objectives.standard import standard
-from pellucid.schedules import Schedule, at
+from pellucid.schedules import Schedule, check_share, weight
 from pellucid.types import Generator, Images, Interpreter, Labels, Logits, Maps, PerExample
 from pellucid.worst import Search, Start
 
@@ -32,6 +32,8 @@ class _Discrepancy:
     detach_weights: bool
 
     def __post_init__(self) -> None:
+        if self.reading not in get_args(Reading):
+            raise PellucidError(f"reading (={self.reading!r}) must be one of {', '.join(get_args(Reading))}")
         if self.reading == "as_coded" and self.interpreter is not cam:
             raise PellucidError("reading='as_coded' is of class activation maps: other maps were never divided by u")
 
@@ -81,10 +83,11 @@ def int_(
     Source: Boopathy et al. 2020, eqs. 8 and 9. Deviations: x' is sought on the network in eval mode; the correlation is
     ours.
     """
-    if at(gamma, step) == at(correlation, step) == 0 and not adversarial:
+    weights = weight("gamma", gamma, step), weight("correlation", correlation, step)
+    if weights == (0, 0) and not adversarial:
         return standard(model, x, y, step=step)
     distance = _Discrepancy(drawing_from(interpreter, generator), reading, one_class, detach_weights)
-    search, weight = Search(ball, eps, steps, step_size, start, memory), at(gamma, step)
+    search = Search(ball, eps, steps, step_size, start, memory)
     with frozen(model):
         with torch.no_grad():
             maps_clean = distance.maps(model, x)[1]
@@ -92,10 +95,10 @@ def int_(
         def worst(there: Images) -> PerExample:
             logits, maps = distance.maps(model, there)
             found = distance(maps_clean, maps, logits, y)
-            return weight * found + F.cross_entropy(logits, y, reduction="none") if adversarial else found
+            return weights[0] * found + F.cross_entropy(logits, y, reduction="none") if adversarial else found
 
         attacked = search(worst, x, step, generator)
-    return _loss(model, x, attacked, y, distance, weight, at(correlation, step), clean if adversarial else 1.0)
+    return _loss(model, x, attacked, y, distance, weights, clean if adversarial else 1.0)
 
 
 def int2(
@@ -126,14 +129,14 @@ def int2(
     as published. Options as for Int.
     Source: Boopathy et al. 2020 (ICML version), with D~ of eq. 8.
     """
-    if at(gamma, step) == at(correlation, step) == 0 and not adversarial:
+    weights = weight("gamma", gamma, step), weight("correlation", correlation, step)
+    if weights == (0, 0) and not adversarial:
         return standard(model, x, y, step=step)
     distance = _Discrepancy(drawing_from(interpreter, generator), reading, one_class, detach_weights)
     search = Search(ball, eps, steps, step_size, start, memory)
     with frozen(model):
         attacked = search(lambda there: F.cross_entropy(model(there), y, reduction="none"), x, step, generator)
-    weights = at(gamma, step), at(correlation, step)
-    return _loss(model, x, attacked, y, distance, *weights, clean if adversarial else 1.0)
+    return _loss(model, x, attacked, y, distance, weights, clean if adversarial else 1.0)
 
 
 def _loss(
@@ -142,11 +145,12 @@ def _loss(
     attacked: Images,
     y: Labels,
     distance: _Discrepancy,
-    gamma: float,
-    correlation: float,
+    weights: tuple[float, float],
     clean: float,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Share `clean` of the clean loss, the rest of the attacked one, and what the maps' change costs."""
+    gamma, correlation = weights
+    check_share("clean", clean)
     logits, maps = distance.maps(model, x)
     logits_attacked, maps_attacked = distance.maps(model, attacked)
     apart = distance(maps, maps_attacked, logits_attacked, y).mean()
