@@ -24,7 +24,7 @@ check: $(VENV)/.installed-dev
 
 # Hours: every classifier of the zoo, trained and measured; give it again to go on. PELLUCID_DATA must hold mnist.
 zoo: $(VENV)/.installed
-	OMP_NUM_THREADS=1 $(BIN)/pellucid zoo --out zoo
+	OMP_NUM_THREADS=1 $(BIN)/pellucid zoo --folder zoo --build
 
 bench: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/attacks.py

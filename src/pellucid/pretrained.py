@@ -112,7 +112,7 @@ def recipes() -> dict[str, Recipe]:
 
 
 def zoo(name: str, folder: Path | None = None) -> nn.Module:
-    """A classifier of the zoo by name, of the package or of a folder that `pellucid zoo --out` filled."""
+    """A classifier of the zoo by name: of a folder that `pellucid zoo --build` filled, else of the package."""
     for place in _places(folder):
         where = place / name
         if (where / "model.safetensors").is_file():
@@ -120,16 +120,16 @@ def zoo(name: str, folder: Path | None = None) -> nn.Module:
     here = [each for place in _places(folder) for each in _names(place)]
     raise PellucidError(
         f"no {name!r} in the zoo: there are {', '.join(sorted(here)) or 'none'}; "
-        f"`pellucid zoo --out zoo --only {name}` trains it"
+        f"`pellucid zoo --folder zoo --build --only {name}` trains it"
         if name in recipes()
         else f"no {name!r} in the zoo: it has {', '.join(recipes())}"
     )
 
 
 def cards(folder: Path | None = None) -> dict[str, dict[str, Any]]:
-    """`{name: card}` of all that there are."""
+    """`{name: card}` of a folder that was built, or without one of what the package brings."""
     found: dict[str, dict[str, Any]] = {}
-    for place in _places(folder):
+    for place in [folder] if folder else _places(None):
         for name in _names(place):
             card = place / name / "card.json"
             if name not in found and card.is_file():

@@ -14,17 +14,20 @@ if TYPE_CHECKING:
 
 EPILOGUE = examples(
     "pellucid zoo",
-    "pellucid zoo --out zoo --only mnist/small/int2-adv",
-    "pellucid zoo --out zoo --only mnist/small --seeds 3",
-    "pellucid zoo --claims",
+    "pellucid zoo --folder zoo --build --only mnist/small/int2-adv",
+    "pellucid zoo --folder zoo --build --only mnist/small/int --seeds 3",
+    "pellucid zoo --folder zoo --claims",
     "pellucid attack --model zoo/mnist/small/int2-adv --data mnist --attack pgd",
 )
 
 
 def zoo(
     folder: Annotated[
-        Path | None, typer.Option("--out", help="Train and measure here what is not there yet. Hours; resumable.")
+        Path | None, typer.Option(help="A zoo that was built. Without it: what the package brings.")
     ] = None,
+    build: Annotated[
+        bool, typer.Option("--build", help="Train and measure in --folder what is not there yet. Hours; resumable.")
+    ] = False,
     only: Annotated[list[str] | None, typer.Option(help="Names, or beginnings of names; may be repeated.")] = None,
     seeds: Annotated[int, typer.Option(help="Networks per recipe, of seeds 0, 1, ...")] = 1,
     images: Annotated[int, typer.Option(help="Test images per measurement, the first ones.")] = 1000,
@@ -33,9 +36,9 @@ def zoo(
 ) -> None:
     """Classifiers of every training objective, each with a card: list them, or train and measure them.
 
-    Without --out the table of what the package brings; with it, of that folder, once it is complete. Accuracies are
-    under PGD (200 steps of 0.01) and, in brackets, the ensemble; tau is of class activation maps under the as-coded
-    attack on interpretations, over the images that keep their class.
+    Accuracies are over all images: under PGD of 200 steps of 0.01, from a random start, and under the ensemble; tau is
+    of class activation maps under the as-coded attack on interpretations, over the images that keep their class. In
+    brackets what the papers print: on 200 other images, without random start.
     """
     from pellucid import claims as judged
     from pellucid import pretrained
@@ -45,7 +48,9 @@ def zoo(
     wanted = [name for name in known if not only or any(name.startswith(each) for each in only)]
     if not wanted:
         raise PellucidError(f"--only {' '.join(only or [])} fits no recipe: there are {', '.join(known)}")
-    if folder is not None:
+    if build and folder is None:
+        raise PellucidError("--build needs --folder, where to put the networks: --folder zoo")
+    if build and folder is not None:
         with progress("the zoo", 1, quiet=json_) as advance:
 
             def say(what: str, done: int, whole: int) -> None:
@@ -57,7 +62,8 @@ def zoo(
     if json_:
         print_json({"cards": cards, "claims": [asdict(each) for each in verdicts]} if claims else cards)
     elif not cards:
-        err.print(f"None is here yet. These can be trained, with --out zoo: {', '.join(wanted)}", markup=False)
+        how = f"with --folder {folder or 'zoo'} --build: {', '.join(wanted)}"
+        err.print(f"None is here yet. These can be trained, {how}", markup=False)
     else:
         out.print(pretrained.table(cards), markup=False, highlight=False, soft_wrap=True)
     if verdicts and not json_:
