@@ -556,3 +556,21 @@ def test_options_that_do_not_fit_are_said_before_anything_is_written(settings: d
         train(Recipe(steps=3, batch_size=8, **settings), images, tmp_path / "run")
     assert not (tmp_path / "run").exists()
     train(Recipe(steps=1, batch_size=8), images, tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("objective", "expected"),
+    [
+        ("adversarial(attack=fgsm(ball=Linf(0.2)))", [0.19, 0.2]),  # over the first half of the run, by --ramp
+        ("int2(ball=Linf(0.2), steps=1, eps=Ramp(0, 0.4, 0, 40))", [0.19, 0.39]),
+        ("fast(ball=Linf(0.2), eps=0.1)", [0.1, 0.1]),
+        ("standard", None),
+    ],
+)
+def test_the_log_says_the_radius(objective: str, expected: list[float] | None, tmp_path: Path) -> None:
+    """That of the step itself."""
+    recipe = Recipe(objective=objective, steps=40, batch_size=8, ramp=0.5)
+    train(recipe, load("digits", "train").select(range(40)), tmp_path)
+    log = json.loads((tmp_path / "metrics.json").read_text())
+    found = [entry["eps"] for entry in log if "eps" in entry]
+    assert found == ([] if expected is None else pytest.approx(expected))

@@ -20,6 +20,7 @@ from pellucid.seeds import derive_seed
 from pellucid.tracking import Note
 from pellucid.types import Objective
 from pellucid.watch import follow, judge, validate
+from pellucid.worst import radius
 
 LOG_EVERY = 20  # steps
 
@@ -67,7 +68,7 @@ def steps(course: Course, state: State, now: Progress, note: Note) -> Iterator[N
         follow(state.averaged, network)
         now.step += 1
         if now.step % LOG_EVERY == 0 or now.step == recipe.steps:
-            now.log.append(_entry(now.step, recipe.learning_rate(now.step - 1), loss, norm, terms))
+            now.log.append(_entry(course, now.step, loss, norm, terms))
             note(now.log[-1])
         if course.watched is not None and (now.step % recipe.validate_every == 0 or now.step == recipe.steps):
             _watch(course, state, now, note)
@@ -112,9 +113,12 @@ def _watch(course: Course, state: State, now: Progress, note: Note) -> None:
     note(now.log[-1])
 
 
-def _entry(step: int, lr: float, loss: Tensor, norm: Tensor, terms: Mapping[str, Tensor]) -> dict[str, float]:
+def _entry(course: Course, step: int, loss: Tensor, norm: Tensor, terms: Mapping[str, Tensor]) -> dict[str, float]:
     values = {"loss": loss, **terms, "gradient_norm": norm}
-    return {"step": step, **{name: round(float(value), 6) for name, value in values.items()}, "lr": lr}
+    found = {"step": step, **{name: round(float(value), 6) for name, value in values.items()}}
+    found["lr"] = course.recipe.learning_rate(step - 1)
+    eps = radius(course.objective, step - 1)
+    return found if eps is None else found | {"eps": eps}
 
 
 def _batches(n: int, batch_size: int, seed: int, first: int) -> Iterator[Tensor]:

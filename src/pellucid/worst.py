@@ -12,7 +12,7 @@ from pellucid.errors import PellucidError
 from pellucid.memory import Memory
 from pellucid.schedules import Schedule, at
 from pellucid.search import Loss, ascend
-from pellucid.types import Attack, Generator, Images
+from pellucid.types import Attack, Generator, Images, Objective
 
 Start = Literal["uniform", "gaussian", "blocks", "persistent"]
 NEAR = 0.001  # standard deviation of the Gaussian start, as in TRADES
@@ -81,6 +81,16 @@ def blocks_of_signs(x: Images, generator: Generator) -> Images:
     cells = (rows[:, :, None] * wide + columns[:, None, :]).view(b, 1, h * w).expand(b, c, h * w)
     signs = torch.randint(0, 2, (b, c, (h + LARGEST_BLOCK) * wide), generator=generator, device=x.device)
     return (2 * signs.gather(2, cells) - 1).view_as(x).to(x.dtype)
+
+
+def radius(objective: Objective, step: int) -> float | None:
+    """The radius that an objective trains at in this step; None where it has no ball."""
+    inner = registry.option(objective, "attack")
+    ball = registry.option(objective if inner is None else inner, "ball")
+    if not isinstance(ball, Ball):
+        return None
+    size = resized(ball, registry.option(objective, "eps"), step).eps
+    return float(size) if isinstance(size, float | int) else None
 
 
 def resized(ball: Ball, eps: Schedule | None, step: int) -> Ball:

@@ -148,7 +148,7 @@ def _all_runs(
 
 
 def _report(advance: Any, recipe: "Recipe") -> Any:
-    """What stands beside the bar: the loss, images per second and, where images are held out, the last score."""
+    """What stands beside the bar: the loss, the radius, images per second and the last score on held-out images."""
     import time
 
     first, started, score = None, 0.0, ""
@@ -164,6 +164,7 @@ def _report(advance: Any, recipe: "Recipe") -> Any:
                 score = f", held out: {word} {entry[name]:.3f}"
                 break
         loss = f"loss {entry['loss']:.4f}, " if "loss" in entry else ""
-        advance(0, note=f"{loss}{speed:.0f} images/s{score}", at=step)
+        eps = f"eps {entry['eps']:.3f}, " if "eps" in entry else ""
+        advance(0, note=f"{loss}{eps}{speed:.0f} images/s{score}", at=step)
 
     return report
