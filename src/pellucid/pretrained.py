@@ -131,9 +131,8 @@ def cards(folder: Path | None = None) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
     for place in [folder] if folder else _places(None):
         for name in _names(place):
-            card = place / name / "card.json"
-            if name not in found and card.is_file():
-                found[name] = json.loads(card.read_text())
+            if name not in found:
+                found[name] = json.loads((place / name / "card.json").read_text())
     return found
 
 
@@ -275,7 +274,8 @@ def _places(folder: Path | None) -> list[Path]:
 
 
 def _names(place: Path) -> list[str]:
-    return sorted(str(path.parent.relative_to(place)) for path in place.rglob("model.safetensors"))
+    """Of the networks that are finished; one beside which no card lies is somebody's teacher, or in the making."""
+    return sorted(str(path.parent.relative_to(place)) for path in place.rglob("card.json"))
 
 
 # Boopathy et al. 2020 (paper, Tables 2 and 3; slides, Tables 1 and 3): MNIST Small at eps .3 and .4.
