@@ -153,8 +153,10 @@ def _loss(
     check_share("clean", clean)
     logits, maps = distance.maps(model, x)
     logits_attacked, maps_attacked = distance.maps(model, attacked)
-    apart = distance(maps, maps_attacked, logits_attacked, y).mean()
-    loss, terms = gamma * apart, {"discrepancy": apart.detach()}
+    loss, terms = logits.new_zeros(()), {}
+    if gamma:
+        apart = distance(maps, maps_attacked, logits_attacked, y).mean()
+        loss, terms = gamma * apart, {"discrepancy": apart.detach()}
     if correlation:
         own, own_attacked = (each[torch.arange(len(y)), y].flatten(1) for each in (maps, maps_attacked))
         alike = pearson(own, own_attacked).mean()
