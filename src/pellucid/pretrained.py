@@ -94,7 +94,7 @@ _OBJECTIVES: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     # Ours: a larger radius, clean loss too, and searches that remember. Beside int2-adv, what each of these brings.
     "persistent": (
         "int2(ball=Linf(0.42), steps=3, gamma=0, correlation=4, adversarial=True, clean=0.3, start='persistent')",
-        {"steps": 20_000, "batch_size": 64, "ramp": 0.35},
+        {"steps": 36_000, "batch_size": 64, "ramp": 0.35},
     ),
 }
 
