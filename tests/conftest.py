@@ -2,6 +2,7 @@
 
 import inspect
 import os
+import signal
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -21,6 +22,12 @@ QUICK = {"steps": 3, "iterations": 3, "samples": 4, "restarts": 2, "queries": 20
 def one_thread() -> None:
     """The networks here are too small to share between threads."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def interruptible() -> None:
+    """Where the tests run in a shell's background, Ctrl-C is ignored: they send it to themselves."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture

@@ -52,7 +52,7 @@ def test_the_zoo_is_built_once_and_loaded_by_name(tmp_path: Path, monkeypatch: p
     assert network(torch.rand(2, 1, 28, 28)).shape == (2, 10)
     with pytest.raises(PellucidError, match="trains it"):
         pretrained.zoo("digits/small/int2")
-    with pytest.raises(PellucidError, match="it has digits/small/int2"):
+    with pytest.raises(PellucidError, match="recipes for digits/small/int2"):
         pe.zoo("digits/small/int3")
 
 

@@ -528,7 +528,7 @@ def test_learning_rate_schedules() -> None:
         ({"lr": "pgd(steps=3)"}, "neither a number nor a schedule"),
         ({"lr": "Steps((0.1, 0.01), (4,))", "decay": "linear"}, "leave out decay"),
         ({"lr": "Step(3)"}, "Step"),
-        ({"lr": "-0.1"}, "out of range"),
+        ({"lr": "-0.1"}, "must be above 0"),
     ],
 )
 def test_a_learning_rate_that_is_none_is_refused(settings: dict[str, Any], says: str) -> None:
@@ -574,3 +574,18 @@ def test_the_log_says_the_radius(objective: str, expected: list[float] | None, t
     log = json.loads((tmp_path / "metrics.json").read_text())
     found = [entry["eps"] for entry in log if "eps" in entry]
     assert found == ([] if expected is None else pytest.approx(expected))
+
+
+def test_an_objective_may_name_plain_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Terms are for the log: a float does."""
+
+    def own(model: Any, x: Any, y: Any, *, step: int, generator: Any = None) -> tuple[Any, dict[str, float]]:
+        del step, generator
+        loss = torch.nn.functional.cross_entropy(model(x), y)
+        return loss, {"fit": loss.item()}
+
+    parse = registry.parse
+    monkeypatch.setattr(registry, "parse", lambda spec, family: own if family == "objectives" else parse(spec, family))
+    train(Recipe(steps=2, batch_size=8), load("digits", "train").select(range(40)), tmp_path)
+    last = json.loads((tmp_path / "metrics.json").read_text())[-1]
+    assert last["fit"] == pytest.approx(last["loss"], abs=1e-5)

@@ -100,7 +100,10 @@ def _verdict(claim: str, source: str, findings: Sequence[_Finding]) -> Verdict:
         judgement = "holds"
     else:
         judgement = "does not hold" if refuted else "undecided"
-    return Verdict(claim, source, judgement, "; ".join(finding.shown for finding in findings) + ".")
+    shown = "; ".join(finding.shown for finding in findings if finding.speaks != "not measured")
+    missing = sum(finding.speaks == "not measured" for finding in findings)
+    lacks = [f"{missing} of {len(findings)} comparisons lack their networks or cards in this zoo"] if missing else []
+    return Verdict(claim, source, judgement, "; ".join(([shown] if shown else []) + lacks) + ".")
 
 
 def _standing(cards: Cards, name: str, kind: str, eps: float) -> dict[str, Stands]:
@@ -120,7 +123,7 @@ def _share(
     what = f"{name} under {kind} {eps}"
     parts = list(_standing(cards, f"{SMALL}/{name}", kind, eps).values())
     if not parts:
-        return _Finding("not measured", f"{what}: no card")
+        return _Finding("not measured", f"{what}: not measured")
     intervals = [wilson(int(part.sum()), len(part)) for part in parts]
     above, below = all(low > border for low, _ in intervals), all(high < border for _, high in intervals)
     figures = ", ".join(
@@ -142,7 +145,7 @@ def _above(cards: Cards, one: str, two: str, kind: str, eps: float) -> _Finding:
         n = min(len(ones[seed]), len(twos[seed]))  # cards are of the first images
         pairs.append((ones[seed][:n], twos[seed][:n]))
     what = f"{one} - {two} under {kind} {eps}"
-    return _difference(what, pairs) if pairs else _Finding("not measured", f"{what}: no cards")
+    return _difference(what, pairs) if pairs else _Finding("not measured", f"{what}: not measured")
 
 
 def _difference(what: str, pairs: Sequence[tuple[Stands, Stands]]) -> _Finding:
@@ -177,7 +180,7 @@ def _of_transfer(cards: Cards, found: Transfer | None) -> list[Verdict]:
 
     def compare(one: tuple[str, float, str], two: tuple[str, float, str], what: str) -> _Finding:
         if found is None:
-            return _Finding("not measured", f"{what}: no cards")
+            return _Finding("not measured", f"{what}: not measured")
         return _difference(what, [(stands(*one), stands(*two))])
 
     low, high = TRANSFER_EPS
@@ -194,7 +197,7 @@ def _of_transfer(cards: Cards, found: Transfer | None) -> list[Verdict]:
     ]
     many = _standing(cards, f"{ROSS}/distilled", "pgd", low).get("")
     hides = (
-        _Finding("not measured", "no cards")
+        _Finding("not measured", "FGSM and PGD-200 on distilled: not measured")
         if found is None or many is None
         else _hides(stands("distilled", low, "distilled"), many)
     )

@@ -111,18 +111,19 @@ def recipes() -> dict[str, Recipe]:
     return found
 
 
-def zoo(name: str, folder: Path | None = None) -> nn.Module:
+def zoo(name: str, folder: Path | str | None = None) -> nn.Module:
     """A classifier of the zoo by name: of a folder that `pellucid zoo --build` filled, else of the package."""
-    for place in _places(folder):
+    places = _places(Path(folder) if folder else None)
+    for place in places:
         where = place / name
         if (where / "model.safetensors").is_file():
             return load_model(where)[0]
-    here = [each for place in _places(folder) for each in _names(place)]
+    here = [each for place in places for each in _names(place)]
     raise PellucidError(
         f"no {name!r} in the zoo: there are {', '.join(sorted(here)) or 'none'}; "
-        f"`pellucid zoo --folder zoo --build --only {name}` trains it"
+        f"`pellucid zoo --folder zoo --build --only {name}` trains it, for pe.zoo({name!r}, 'zoo')"
         if name in recipes()
-        else f"no {name!r} in the zoo: it has {', '.join(recipes())}"
+        else f"no {name!r} in the zoo: there are recipes for {', '.join(recipes())}"
     )
 
 

@@ -62,29 +62,29 @@ class Recipe:
         if self.validate:
             registry.parse(self.validate, "attacks")
         rules = {
-            "steps": self.steps >= 1,
-            "batch_size": self.batch_size >= 1,
-            "lr": _usable(self.lr, self.decay),
-            "decay": self.decay in ("constant", "linear", "cosine"),
-            "decay_share": 0 < self.decay_share <= 1,
-            "ramp": 0 <= self.ramp <= 1,
-            "optimiser": self.optimiser in ("adam", "sgd"),
-            "precision": self.precision in ("fp32", "bf16"),
-            "clip": self.clip is None or self.clip > 0,
-            "momentum": 0 <= self.momentum < 1,
-            "weight_decay": self.weight_decay >= 0,
-            "accumulate": self.accumulate >= 1,
-            "replays": self.replays >= 1,
-            "ema": 0 <= self.ema < 1,
-            "validate_every": self.validate_every >= 1,
-            "held_out": self.held_out >= 1,
-            "keep": self.keep in ("last", "best"),
-            "patience": self.patience is None or self.patience >= 1,
-            "stop_at": self.stop_at is None or 0 < self.stop_at <= 1,
+            "steps": (self.steps >= 1, "at least 1"),
+            "batch_size": (self.batch_size >= 1, "at least 1"),
+            "lr": (_usable(self.lr, self.decay), "above 0, or a schedule that is nowhere below 0"),
+            "decay": (self.decay in ("constant", "linear", "cosine"), "constant, linear or cosine"),
+            "decay_share": (0 < self.decay_share <= 1, "above 0 and at most 1"),
+            "ramp": (0 <= self.ramp <= 1, "between 0 and 1"),
+            "optimiser": (self.optimiser in ("adam", "sgd"), "adam or sgd"),
+            "precision": (self.precision in ("fp32", "bf16"), "fp32 or bf16"),
+            "clip": (self.clip is None or self.clip > 0, "above 0"),
+            "momentum": (0 <= self.momentum < 1, "at least 0 and below 1"),
+            "weight_decay": (self.weight_decay >= 0, "at least 0"),
+            "accumulate": (self.accumulate >= 1, "at least 1"),
+            "replays": (self.replays >= 1, "at least 1"),
+            "ema": (0 <= self.ema < 1, "at least 0 and below 1"),
+            "validate_every": (self.validate_every >= 1, "at least 1"),
+            "held_out": (self.held_out >= 1, "at least 1"),
+            "keep": (self.keep in ("last", "best"), "last or best"),
+            "patience": (self.patience is None or self.patience >= 1, "at least 1"),
+            "stop_at": (self.stop_at is None or 0 < self.stop_at <= 1, "an accuracy above 0 and at most 1"),
         }
-        for name, kept in rules.items():
+        for name, (kept, rule) in rules.items():
             if not kept:
-                raise PellucidError(f"{name} (={getattr(self, name)!r}) is out of range: see pellucid train --help")
+                raise PellucidError(f"{name} (={getattr(self, name)!r}) must be {rule}")
 
     @property
     def watches(self) -> bool:

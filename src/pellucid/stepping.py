@@ -96,7 +96,7 @@ def _gradients(course: Course, state: State, batches: list[Tensor], now: Progres
         losses.append(loss.detach())
         named.append(terms)
     loss = torch.stack(losses).mean()
-    terms = {name: torch.stack([each[name] for each in named]).mean() for name in named[0]}
+    terms = {name: torch.stack([torch.as_tensor(each[name]) for each in named]).mean() for name in named[0]}
     gradients = [p.grad for p in network.parameters() if p.grad is not None]
     state.team.average([*gradients, loss, *terms.values()])
     return loss, terms

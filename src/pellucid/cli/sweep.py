@@ -51,15 +51,17 @@ def sweep(
     )
     chosen_from = numbers(values) or ()
     with progress("sweep", steps * (len(chosen_from) + 1), quiet=json_) as advance:
-        done = -1
+        done, loss = -1, ""
 
         def say(name: str) -> Any:
-            nonlocal done
-            done += 1
+            nonlocal done, loss
+            done, loss = done + 1, ""
             here = done
 
             def report(step: int, entry: dict[str, float]) -> None:
-                advance(0, note=f"{name}: loss {entry.get('loss', float('nan')):.4f}", at=here * steps + step)
+                nonlocal loss
+                loss = f": loss {entry['loss']:.4f}" if "loss" in entry else loss  # validations log none
+                advance(0, note=f"{name}{loss}", at=here * steps + step)
 
             return report
 

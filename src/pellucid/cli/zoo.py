@@ -28,7 +28,9 @@ def zoo(
     build: Annotated[
         bool, typer.Option("--build", help="Train and measure in --folder what is not there yet. Hours; resumable.")
     ] = False,
-    only: Annotated[list[str] | None, typer.Option(help="Names, or beginnings of names; may be repeated.")] = None,
+    only: Annotated[
+        list[str] | None, typer.Option(help="A name, or the beginning of several; may be repeated.")
+    ] = None,
     seeds: Annotated[int, typer.Option(help="Networks per recipe, of seeds 0, 1, ...")] = 1,
     images: Annotated[int, typer.Option(help="Test images per measurement, the first ones.")] = 1000,
     claims: Annotated[bool, typer.Option("--claims", help="Judge what the papers claim by the cards.")] = False,
@@ -45,7 +47,8 @@ def zoo(
     from pellucid.errors import PellucidError
 
     known = pretrained.recipes()
-    wanted = [name for name in known if not only or any(name.startswith(each) for each in only)]
+    asked = list(only or [""])
+    wanted = [name for name in known if any(name == e or (e not in known and name.startswith(e)) for e in asked)]
     if not wanted:
         raise PellucidError(f"--only {' '.join(only or [])} fits no recipe: there are {', '.join(known)}")
     if build and folder is None:
