@@ -98,17 +98,11 @@ def resized(ball: Ball, eps: Schedule | None, step: int) -> Ball:
     return ball if eps is None else ball.resized(at(eps, step))
 
 
-def _in_bf16(attack: Attack) -> Attack:
-    if registry.option(attack, "precision") is None:
-        return attack
-    quick: Attack = partial(attack, **{"precision": "bf16"})
-    return quick
-
-
 def within(attack: Attack, eps: Schedule | None, step: int) -> Attack:
     """The attack at the radius of this training step, and in the precision of the training where it has a choice."""
-    if torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):
-        attack = _in_bf16(attack)
+    autocast = torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda")
+    if autocast and registry.option(attack, "precision") is not None:
+        attack = partial(attack, **{"precision": "bf16"})
     if eps is None:
         return attack
     ball = registry.option(attack, "ball")

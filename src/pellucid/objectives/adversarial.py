@@ -13,7 +13,7 @@ from pellucid.errors import PellucidError
 from pellucid.memory import Memory
 from pellucid.network import frozen
 from pellucid.objectives.standard import standard
-from pellucid.schedules import Schedule, at, check_share, weight
+from pellucid.schedules import Schedule, check_share, weight
 from pellucid.search import gradient_and_score
 from pellucid.types import Attack, Generator, Images, Labels, PerExample
 from pellucid.worst import Search, Start, resized, within
@@ -82,7 +82,8 @@ def trades(
     al. 2020 trained it, with beta 1 on MNIST and CIFAR-10; the authors' beta is 1 on MNIST and 6 on CIFAR-10). The
     gradient flows through both arguments of the divergence. Source: Zhang et al. 2019, eq. 5 and algorithm 1.
     """
-    if weight("beta", beta, step) == 0:
+    price = weight("beta", beta, step)
+    if price == 0:
         return standard(model, x, y, step=step)
     with frozen(model):
         with torch.no_grad():
@@ -93,7 +94,7 @@ def trades(
     logits = model(x)
     fit = F.cross_entropy(logits, y)
     apart = _divergence(logits.log_softmax(1), model(attacked).log_softmax(1)).mean()
-    return fit + at(beta, step) * apart, {"cross_entropy": fit.detach(), "divergence": apart.detach()}
+    return fit + price * apart, {"cross_entropy": fit.detach(), "divergence": apart.detach()}
 
 
 def _divergence(p: Tensor, q: Tensor) -> PerExample:
