@@ -5,7 +5,8 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import replace
+import threading
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -233,14 +234,19 @@ sys.exit(run(sys.argv[1:]))
 """
 
 
-def test_two_processes_killed_and_resumed_end_as_if_they_had_not_been(tmp_path: Path) -> None:
-    """With batch norm, dropout, averaged weights and validation: the same bits, however often it was saved."""
+WATCHED = "--arch ross --batch-size 16 --ema 0.5 --validate fgsm(ball=Linf(0.1)) --validate-every 4 --held-out 40 "
+NORMED = [*WATCHED.split(), "--keep", "best", "--objective", "adversarial(attack=fgsm(ball=Linf(0.1)), clean=0.5)"]
+# Four steps an epoch: an image that one process attacked is the other's in the next.
+REMEMBERING = ["--batch-size", "300", "--objective", "int2(ball=Linf(0.1), steps=1, start='persistent')"]
+
+
+@pytest.mark.parametrize("options", [NORMED, REMEMBERING], ids=["batch norm, dropout, averages", "memory"])
+def test_two_processes_killed_and_resumed_end_as_if_they_had_not_been(tmp_path: Path, options: list[str]) -> None:
+    """With batch norm, dropout, averaged weights and validation, or a memory: the same bits, however often saved."""
     script = tmp_path / "dies.py"
     script.write_text(DIES)
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command = ["train", "--data", "digits", "--arch", "ross", "--steps", "9", "--batch-size", "16", "--quiet"]
-    command += ["--objective", "adversarial(attack=fgsm(ball=Linf(0.1)), clean=0.5)", "--ema", "0.5"]
-    command += ["--validate", "fgsm(ball=Linf(0.1))", "--validate-every", "4", "--held-out", "40", "--keep", "best"]
+    command = ["train", "--data", "digits", "--steps", "9", "--quiet", *options]
 
     def start(*words: str) -> int:
         environment = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -338,6 +344,61 @@ def test_a_memory_gives_back_what_was_kept(generator: torch.Generator) -> None:
     assert torch.equal(memory.store, kept)
     with pytest.raises(PellucidError, match="Linf"):
         memory.start(x, L2(1.0), generator)
+
+
+@dataclass(frozen=True)
+class Threads(Team):
+    """Two that are threads of one process, and meet at a table."""
+
+    table: dict[int, Tensor] = field(default_factory=dict)
+    met: threading.Barrier = field(default_factory=lambda: threading.Barrier(2, timeout=60))
+
+    def gather(self, mine: Tensor, device: torch.device) -> list[Tensor]:
+        del device
+        self.table[self.rank] = mine.clone()
+        self.met.wait()
+        found = [self.table[rank] for rank in range(self.size)]
+        self.met.wait()
+        return found
+
+
+def test_two_memories_are_one_with_the_joint_batches() -> None:
+    """Whoever attacked an image last, both know where that ended when it comes again, and where all ended at last."""
+    alone = Memory(24, (1, 2, 2), torch.Generator().manual_seed(0), Team())
+    first = Threads(0, 2)
+    teams = [first, replace(first, rank=1)]
+    pair = [Memory(24, (1, 2, 2), torch.Generator().manual_seed(0), each) for each in teams]
+    batches = [torch.randperm(24, generator=torch.Generator().manual_seed(e)).split(8) for e in range(3)]
+    plan = [batch for epoch in batches for batch in epoch for _ in range(2)]  # each taken twice in a row
+    images = torch.rand(24, 1, 2, 2, generator=torch.Generator().manual_seed(1)) * 0.5 + 0.25
+    wrong: list[int] = []
+
+    def visit(memory: Memory, number: int, batch: Tensor) -> None:
+        memory.visit(batch)
+        shift = torch.full((24, 1, 1, 1), 0.1) * torch.cos(torch.arange(24.0) + number)[:, None, None, None]
+        memory.keep(images[memory.rows], images[memory.rows] + shift[memory.rows], Linf(0.1))
+
+    held = []
+    for number, batch in enumerate(plan):
+        alone.visit(batch)
+        held.append(alone.store.clone())
+        visit(alone, number, batch)
+
+    def follow_plan(memory: Memory) -> None:
+        for number, batch in enumerate(plan):
+            memory.visit(batch)
+            if not torch.equal(memory.store[memory.rows], held[number][memory.rows]):
+                wrong.append(number)
+            visit(memory, number, batch)
+        memory.exchange()
+
+    workers = [threading.Thread(target=follow_plan, args=(memory,)) for memory in pair]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(120)
+    assert not wrong
+    assert all(torch.equal(memory.store, alone.store) for memory in pair)
 
 
 @pytest.mark.parametrize("objective", ["trades", "int", "int2", "free"])

@@ -35,7 +35,7 @@ def save_checkpoint(path: Path, state: State, run: Mapping[str, Any], *, step: i
     """Write the state after `step` steps of a run (a `recipe.identity`), as of between two steps.
 
     Whoever is killed while writing leaves the last checkpoint whole. Of several processes the leader writes, after
-    all have sent it the states of their generators.
+    all have sent it the states of their generators, and what they remember.
     """
     optimiser = state.optimiser.state_dict()
     parts = {"network": state.network.state_dict(), "best": state.best.weights or {}}
@@ -43,6 +43,7 @@ def save_checkpoint(path: Path, state: State, run: Mapping[str, Any], *, step: i
         parts["averaged"] = state.averaged.state_dict()
     tensors = {f"{part}.{name}": tensor for part, held in parts.items() for name, tensor in held.items()}
     if state.memory is not None:
+        state.memory.exchange()
         tensors["memory"] = state.memory.store
     plain: dict[str, dict[str, Any]] = {}
     for index, values in optimiser["state"].items():

@@ -29,11 +29,19 @@ class Memory:
             -LEVELS, LEVELS + 1, size, generator=generator, device=generator.device
         ).to(torch.int8)
         self.team = team
-        self.rows: Rows = torch.zeros(0, dtype=torch.int64)
+        self.rows: Rows = torch.zeros(0, dtype=torch.int64)  # of this process, in the batch at hand
+        self._batch: Rows = self.rows  # of all processes
+        self._unsent: list[Rows] = []
+        self._changed = torch.zeros(images if team.size > 1 else 0, dtype=torch.bool)  # in any process, since exchanged
 
-    def visit(self, rows: Rows) -> None:
-        """The batch to come is of these images."""
-        self.rows = rows.to(self.store.device)
+    def visit(self, batch: Rows) -> None:
+        """The batch to come, of which this process takes its share, is of these images."""
+        if self.team.size > 1 and not torch.equal(batch, self._batch):
+            if bool(self._changed[batch].any()):  # perhaps by another process than the one that needs it now
+                self.exchange()
+            self._changed[batch] = True
+        self._batch = batch
+        self.rows = self.team.share(batch).to(self.store.device)
 
     def start(self, x: Images, ball: Ball, generator: Generator) -> Images:
         """Where the last search for each image ended, at this radius; for a few of them anywhere in the ball."""
@@ -43,13 +51,25 @@ class Memory:
         return torch.where(fresh, held.sample(x, generator), last).clamp(0, 1)
 
     def keep(self, x: Images, attacked: Images, ball: Ball) -> None:
-        """Remember where this search ended, in all processes."""
+        """Remember where this search ended: in this process, until memories are exchanged."""
         eps = per_image(_linf(ball).eps, x)
         if bool((eps == 0).all()):
             return
         found = ((attacked - x) / eps * LEVELS).round().clamp(-LEVELS, LEVELS).to(torch.int8)
-        for rows, part in zip(self.team.gather(self.rows, x.device), self.team.gather(found, x.device), strict=True):
-            self.store[rows.to(self.store.device)] = part.to(self.store.device)
+        self.store[self.rows] = found.to(self.store.device)
+        if self.team.size > 1:
+            self._unsent.append(self.rows)
+
+    def exchange(self) -> None:
+        """All processes remember what each of them does: once an epoch, and before it is saved."""
+        if not self._unsent:
+            return
+        mine, device = torch.cat(self._unsent).unique(), self.store.device
+        sent = zip(self.team.gather(mine, device), self.team.gather(self.store[mine], device), strict=True)
+        for rows, part in sent:
+            self.store[rows.to(device)] = part.to(device)
+        self._unsent = []
+        self._changed.zero_()
 
 
 def _linf(ball: Ball) -> Linf:

@@ -16,6 +16,7 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from pellucid.errors import PellucidError
+from pellucid.network import Normalise
 
 Rows = Int[Tensor, " n"]
 
@@ -32,27 +33,25 @@ class Team:
         """Whether this process is the one that writes."""
         return self.rank == 0
 
-    def share(self, rows: Rows) -> Rows:
+    def share(self, rows: Rows) -> Int[Tensor, " mine"]:
         """My part of a batch: every `size`-th row."""
         return rows[self.rank :: self.size] if self.size > 1 else rows
 
-    def average(self, tensors: Sequence[Tensor]) -> None:
-        """In place, each tensor becomes its mean over all processes: one message for all."""
-        if self.size == 1 or not tensors:
-            return
-        flat = torch.cat([tensor.detach().flatten().float() for tensor in tensors])
+    def average(self, tensors: Sequence[Tensor], wishes: Sequence[bool] = ()) -> tuple[bool, ...]:
+        """In place, each tensor becomes its mean over all processes; of each wish, whether any process has it.
+
+        One message for all of it: on CPUs every message of a small network's step costs as much as a layer of it.
+        """
+        if self.size == 1:
+            return tuple(wishes)
+        wished = torch.tensor(wishes, dtype=torch.float32, device=tensors[0].device)
+        flat = torch.cat([*(tensor.detach().flatten().float() for tensor in tensors), wished])
         dist.all_reduce(flat)
         flat /= self.size
-        for tensor, part in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
+        *means, wished = flat.split([*(tensor.numel() for tensor in tensors), len(wished)])
+        for tensor, part in zip(tensors, means, strict=True):
             tensor.detach().copy_(part.view_as(tensor))
-
-    def any(self, *flags: bool, device: torch.device) -> tuple[bool, ...]:
-        """Of each flag, whether any process raised it."""
-        if self.size == 1:
-            return flags
-        raised = torch.tensor(flags, dtype=torch.float32, device=device)
-        dist.all_reduce(raised, dist.ReduceOp.MAX)
-        return tuple(bool(flag) for flag in raised.tolist())
+        return tuple(bool(wish) for wish in wished.tolist())
 
     def gather(self, mine: Tensor, device: torch.device) -> list[Tensor]:
         """A tensor of one shape from all processes, in their order; the others' are on the CPU."""
@@ -72,9 +71,16 @@ class Team:
 
     def same_buffers(self, network: nn.Module) -> None:
         """Batch norm's running statistics are the leader's everywhere."""
-        if self.size > 1:
-            for buffer in network.buffers():
-                dist.broadcast(buffer, 0)
+        if self.size == 1:
+            return
+        norms = [module for module in network.modules() if not isinstance(module, Normalise)]
+        buffers = [buffer for module in norms for buffer in module.buffers(recurse=False)]
+        floats = [buffer for buffer in buffers if buffer.is_floating_point()]
+        if floats:
+            flat = torch.cat([buffer.flatten().float() for buffer in floats])
+            dist.broadcast(flat, 0)
+            for buffer, part in zip(floats, flat.split([buffer.numel() for buffer in floats]), strict=True):
+                buffer.copy_(part.view_as(buffer))
 
     def wait(self) -> None:
         """Until all are here."""

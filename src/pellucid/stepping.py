@@ -34,6 +34,8 @@ class Progress:
     saved_step: int = 0
     saved_at: float = field(default_factory=time.monotonic)
     whole: bool = True
+    wishes: tuple[bool, bool] = (False, False)  # of this process: to stop, to save
+    granted: tuple[bool, ...] = (False, False)  # of any process, as of this step's beginning
 
 
 @dataclass(frozen=True)
@@ -85,10 +87,9 @@ def _gradients(course: Course, state: State, batches: list[Tensor], now: Progres
     losses: list[Tensor] = []
     named: list[Mapping[str, Tensor]] = []
     for rows in batches:
-        mine = state.team.share(rows)
-        x, y = (part.to(device) for part in course.images.batch(mine))
+        x, y = (part.to(device) for part in course.images.batch(state.team.share(rows)))
         if memory is not None:
-            memory.visit(mine)
+            memory.visit(rows)
         x = augment(x, recipe.augment, generator)
         with torch.autocast(device.type, torch.bfloat16, enabled=recipe.precision == "bf16"):
             loss, terms = course.objective(network, x, y, step=now.step, generator=generator, **remembering)
@@ -98,7 +99,7 @@ def _gradients(course: Course, state: State, batches: list[Tensor], now: Progres
     loss = torch.stack(losses).mean()
     terms = {name: torch.stack([torch.as_tensor(each[name]) for each in named]).mean() for name in named[0]}
     gradients = [p.grad for p in network.parameters() if p.grad is not None]
-    state.team.average([*gradients, loss, *terms.values()])
+    now.granted = state.team.average([*gradients, loss, *terms.values()], now.wishes)
     return loss, terms
 
 

@@ -213,7 +213,7 @@ def _run(
     folder = out if state.team.leads else None
     with events(folder, now.step + 1 if resume else None) as (note, flush):
         save = partial(_save, state, run, now, course.checkpoint, flush)
-        _go_through(steps(course, state, now, note), now, save, report, state.team, state.generator.device)
+        _go_through(steps(course, state, now, note), now, save, report, state.team)
     return now
 
 
@@ -223,16 +223,18 @@ def _go_through(
     save: Callable[[], None],
     report: Report | None,
     crew: Team,
-    device: torch.device,
 ) -> None:
-    """All steps, with what is to be done between two of them: by all processes at the same step."""
+    """All steps, with what is to be done between two of them: by all processes at the same step.
+
+    What one of several processes wishes goes out with the gradients of the next step, and is done after it.
+    """
     with deferred_interrupts() as interrupted:
         try:
             for _ in taken:
                 if report is not None and crew.leads:
                     report(now.step, now.log[-1] if now.log else {})
-                due = crew.leads and time.monotonic() - now.saved_at > CHECKPOINT_SECONDS
-                stop, due = crew.any(interrupted(), due, device=device)
+                now.wishes = interrupted(), crew.leads and time.monotonic() - now.saved_at > CHECKPOINT_SECONDS
+                stop, due = now.wishes if crew.size == 1 else now.granted
                 if stop:
                     raise KeyboardInterrupt
                 if due:
