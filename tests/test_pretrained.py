@@ -8,9 +8,10 @@ import pytest
 import torch
 
 import pellucid as pe
-from pellucid import pretrained, registry
+from pellucid import pretrained, registry, zoo_table
 from pellucid.errors import PellucidError
 from pellucid.recipe import Recipe
+from pellucid.results import wilson
 from pellucid.run_folder import locked
 from pellucid.training import train
 
@@ -76,14 +77,32 @@ def test_an_interrupted_build_goes_on(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("one_recipe")
 def test_the_table_has_a_row_for_every_card(tmp_path: Path) -> None:
-    """Every figure of a card stands in it; what was published stands beside."""
-    cards = pretrained.build(["digits/small/int2"], tmp_path, effort=EFFORT)
-    card = cards["digits/small/int2"]
-    text = pretrained.table({"mnist/small/int2": card})
-    assert len(text.splitlines()) == 3
-    assert f"{card['clean']:.3f} (.950)" in text
-    assert f"{card['pgd']['0.4']['robust']:.3f} (.385)" in text
-    assert len({len(line) for line in text.splitlines()}) == 1
+    """Every figure with the wider half of its interval, tau with its survivors; the mean of seeds; the published."""
+    card = pretrained.build(["digits/small/int2"], tmp_path, effort=EFFORT)["digits/small/int2"]
+    other = {**card, "clean": 1 - card["clean"]}
+    name = "mnist/small/int2"
+    lines = zoo_table.table({name: card, f"{name}@1": other}).splitlines()
+    assert len({len(line) for line in lines}) == 1
+    head, one, two, mean, published = ([cell.strip() for cell in lines[i].split("|")[1:-1]] for i in (0, 2, 3, 4, 5))
+    assert [row[0] for row in (one, two, mean, published)] == [
+        name,
+        f"{name}@1",
+        f"{name}, mean of 2",
+        f"{name}, as published",
+    ]
+    robust = head.index("pgd 0.4")
+    value, half = (float(part) for part in one[robust].split(" ±"))
+    low, high = wilson(round(card["pgd"]["0.4"]["robust"] * 10), 10)
+    assert value == pytest.approx(card["pgd"]["0.4"]["robust"], abs=5e-4)
+    assert half == pytest.approx(max(value - low, high - value), abs=1e-3)
+    tau, survivors = one[head.index("tau 0.1")].split(" (")
+    entry = card["aai"]["0.1"]
+    assert float(tau.split(" ±")[0]) == pytest.approx(entry["kendall_tau"], abs=5e-4)
+    assert int(survivors[:-1]) == entry["survivors"]
+    clean = [float(part) for part in mean[1].replace("[", "").replace("]", "").replace(",", "").split()]
+    assert clean == pytest.approx([0.5, *sorted([card["clean"], other["clean"]])], abs=1e-3)
+    assert published[robust] == ".385"
+    assert published[1] == ".950"
 
 
 def test_every_recipe_is_of_what_there_is() -> None:
@@ -94,7 +113,7 @@ def test_every_recipe_is_of_what_there_is() -> None:
         registry.parse(recipe.architecture, "architectures")
     used = {recipe.objective.partition("(")[0] for recipe in known.values()}
     assert used == set(registry.public("objectives"))
-    assert set(pretrained.PUBLISHED) <= set(known)
+    assert set(zoo_table.PUBLISHED) <= set(known)
 
 
 @pytest.mark.parametrize("name", ["ig-norm-1", "double-backprop-fgsm", "trades", "n-fgsm", "int-one-class"])

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from pellucid.results import Rows, rate
+from pellucid.results import Rows, bootstrap, rate
 from pellucid.stealth import sneaking_scores
 
 NORMS = ("linf", "l2", "l1", "l0")
@@ -14,10 +14,10 @@ def outcome(clean: Rows, rows: Rows, *, sizes: bool = False) -> dict[str, Any]:
     """Robust accuracy over all images, with its 95 % Wilson interval, and what the attack's own notes add up to.
 
     A point that is wrong without the attack is lost. With maps: Kendall's tau and the top-k intersection over the
-    images that keep their class (as published) and tau over all. Attacks that seek the smallest perturbation bring the
-    median sizes of those that fooled, and the median of what they note as `eps`, the size found in their own norm; so
-    does `sizes`, but for the latter, for attacks that no ball bounds. `by_attack` counts which member
-    of an ensemble broke how many images; ISA adds NDS, NSL and whether Proposition 1 held.
+    images that keep their class (as published), tau's 95 % bootstrap interval, and both over all. Attacks that seek the
+    smallest perturbation bring the median sizes of those that fooled, and the median of what they note as `eps`, the
+    size found in their own norm; so does `sizes`, but for the latter, for attacks that no ball bounds. `by_attack`
+    counts which member of an ensemble broke how many images; ISA adds NDS, NSL and whether Proposition 1 held.
     """
     robust = rate(clean["correct"] & rows["correct"])
     found: dict[str, Any] = {
@@ -56,6 +56,7 @@ def _maps(rows: Rows) -> dict[str, Any]:
     finite = rows["tau"][np.isfinite(rows["tau"])]
     return {
         "kendall_tau": float(rows["tau"][kept].mean()) if kept.any() else None,
+        "kendall_tau_interval": list(bootstrap(rows["tau"][kept])) if kept.any() else None,
         "survivors": int(rows["unchanged"].sum()),
         "n_tau": int(kept.sum()),
         "kendall_tau_all": float(finite.mean()) if len(finite) else None,

@@ -239,7 +239,8 @@ def measured(
         rows = evaluate(model, test, indices, measurement, cells=cells, tick=tick)
         figures = outcome(clean, rows)
         if maps:
-            kept = {key: figures[key] for key in ("kendall_tau", "survivors", "kendall_tau_all")}
+            names = ("kendall_tau", "kendall_tau_interval", "survivors", "kendall_tau_all")
+            kept = {key: figures[key] for key in names}
             found.setdefault(kind, {})[str(eps)] = kept
         else:
             robust = {"robust": figures["robust_accuracy"], "interval": figures["interval"]}
@@ -277,81 +278,3 @@ def _places(folder: Path | None) -> list[Path]:
 def _names(place: Path) -> list[str]:
     """Of the networks that are finished; one beside which no card lies is somebody's teacher, or in the making."""
     return sorted(str(path.parent.relative_to(place)) for path in place.rglob("card.json"))
-
-
-# Boopathy et al. 2020 (paper, Tables 2 and 3; slides, Tables 1 and 3): MNIST Small at eps .3 and .4.
-PUBLISHED: Mapping[str, Mapping[str, str]] = {
-    "mnist/small/standard": {"clean": "1.000", "pgd 0.3": ".000", "pgd 0.4": ".000", "tau 0.3": "-.085"},
-    "mnist/small/adversarial": {
-        "clean": ".980",
-        "pgd 0.3": ".890",
-        "pgd 0.4": ".000",
-        "tau 0.3": ".857",
-        "tau 0.4": ".136",
-    },
-    "mnist/small/trades": {"clean": ".970", "pgd 0.3": ".885", "pgd 0.4": ".000", "tau 0.3": ".847"},
-    "mnist/small/ig-norm": {"clean": ".985", "pgd 0.3": ".005", "tau 0.3": ".278"},
-    "mnist/small/ig-sum-norm": {
-        "clean": ".975",
-        "pgd 0.3": ".880",
-        "pgd 0.4": ".000",
-        "tau 0.3": ".850",
-        "tau 0.4": ".389",
-    },
-    "mnist/small/int-one-class": {
-        "clean": ".975",
-        "pgd 0.3": ".125",
-        "pgd 0.4": ".080",
-        "tau 0.3": ".692",
-        "tau 0.4": ".278",
-    },
-    "mnist/small/int": {"clean": ".935", "pgd 0.3": ".790", "pgd 0.4": ".140", "tau 0.3": ".913", "tau 0.4": ".320"},
-    "mnist/small/int-adv": {
-        "clean": ".950",
-        "pgd 0.3": ".855",
-        "pgd 0.4": ".175",
-        "tau 0.3": ".912",
-        "tau 0.4": ".348",
-    },
-    "mnist/small/int2": {"clean": ".950", "pgd 0.3": ".845", "pgd 0.4": ".385", "tau 0.3": ".918", "tau 0.4": ".351"},
-    "mnist/small/int2-adv": {
-        "clean": ".955",
-        "pgd 0.3": ".840",
-        "pgd 0.4": ".620",
-        "tau 0.3": ".931",
-        "tau 0.4": ".503",
-    },
-}
-
-
-def table(cards: Mapping[str, Mapping[str, Any]]) -> str:
-    """The cards side by side in Markdown; in brackets what was published (200 images, networks trained for days)."""
-    columns = ["clean", *(f"pgd {eps}" for eps in EPS), "ensemble 0.3", *(f"tau {eps}" for eps in EPS), "n", "seconds"]
-    lines = [["name", *columns]]
-    for name, card in sorted(cards.items()):
-        published = PUBLISHED.get(name.partition("@")[0], {})
-        cells = []
-        for column in columns:
-            kind, _, eps = column.partition(" ")
-            value = _cell(card, kind, eps)
-            cells.append(f"{value} ({published[column]})" if value and column in published else value)
-        lines.append([name, *cells])
-    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-    text = [
-        "| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |" for line in lines
-    ]
-    return "\n".join([text[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *text[1:]])
-
-
-def _cell(card: Mapping[str, Any], kind: str, eps: str) -> str:
-    if kind == "n":
-        return str(card["n"])
-    if kind == "seconds":
-        return "" if card.get("train_seconds") is None else f"{card['train_seconds']:.0f}"
-    if kind == "clean":
-        return f"{card['clean']:.3f}"
-    if kind == "tau":
-        entry = card.get("aai", {}).get(eps)
-        return "" if entry is None or entry["kendall_tau"] is None else f"{entry['kendall_tau']:.3f}"
-    entry = card.get(kind, {}).get(eps)
-    return "" if entry is None else f"{entry['robust']:.3f}"

@@ -39,11 +39,12 @@ def zoo(
     """Classifiers of every training objective, each with a card: list them, or train and measure them.
 
     Accuracies are over all images: under PGD of 200 steps of 0.01, from a random start, and under the ensemble; tau is
-    of class activation maps under the as-coded attack on interpretations, over the images that keep their class. In
-    brackets what the papers print: on 200 other images, without random start.
+    of class activation maps under the as-coded attack on interpretations, over the images that keep their class, whose
+    number stands behind it. After ± the wider half of the 95 % interval. Beneath a network what the papers print: of
+    200 other images, without random start.
     """
     from pellucid import claims as judged
-    from pellucid import pretrained
+    from pellucid import pretrained, zoo_table
     from pellucid.errors import PellucidError
 
     known = pretrained.recipes()
@@ -68,7 +69,7 @@ def zoo(
         how = f"with --folder {folder or 'zoo'} --build: {', '.join(wanted)}"
         err.print(f"None is here yet. These can be trained, {how}", markup=False)
     else:
-        out.print(pretrained.table(cards), markup=False, highlight=False, soft_wrap=True)
+        out.print(zoo_table.table(cards), markup=False, highlight=False, soft_wrap=True)
     if verdicts and not json_:
         out.print("\n" + judged.table(verdicts), markup=False, highlight=False, soft_wrap=True)
 

@@ -1,0 +1,127 @@
+"""The zoo's table: what every network withstands, with intervals, the published figures beneath."""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from statistics import fmean
+from typing import Any
+
+from pellucid.pretrained import ENSEMBLE_EPS, EPS
+from pellucid.results import wilson
+
+# Boopathy et al. 2020 (paper, Tables 2 and 3; slides, Tables 1 and 3): MNIST Small at eps .3 and .4.
+PUBLISHED: Mapping[str, Mapping[str, str]] = {
+    "mnist/small/standard": {"clean": "1.000", "pgd 0.3": ".000", "pgd 0.4": ".000", "tau 0.3": "-.085"},
+    "mnist/small/adversarial": {
+        "clean": ".980",
+        "pgd 0.3": ".890",
+        "pgd 0.4": ".000",
+        "tau 0.3": ".857",
+        "tau 0.4": ".136",
+    },
+    "mnist/small/trades": {"clean": ".970", "pgd 0.3": ".885", "pgd 0.4": ".000", "tau 0.3": ".847"},
+    "mnist/small/ig-norm": {"clean": ".985", "pgd 0.3": ".005", "tau 0.3": ".278"},
+    "mnist/small/ig-sum-norm": {
+        "clean": ".975",
+        "pgd 0.3": ".880",
+        "pgd 0.4": ".000",
+        "tau 0.3": ".850",
+        "tau 0.4": ".389",
+    },
+    "mnist/small/int-one-class": {
+        "clean": ".975",
+        "pgd 0.3": ".125",
+        "pgd 0.4": ".080",
+        "tau 0.3": ".692",
+        "tau 0.4": ".278",
+    },
+    "mnist/small/int": {"clean": ".935", "pgd 0.3": ".790", "pgd 0.4": ".140", "tau 0.3": ".913", "tau 0.4": ".320"},
+    "mnist/small/int-adv": {
+        "clean": ".950",
+        "pgd 0.3": ".855",
+        "pgd 0.4": ".175",
+        "tau 0.3": ".912",
+        "tau 0.4": ".348",
+    },
+    "mnist/small/int2": {"clean": ".950", "pgd 0.3": ".845", "pgd 0.4": ".385", "tau 0.3": ".918", "tau 0.4": ".351"},
+    "mnist/small/int2-adv": {
+        "clean": ".955",
+        "pgd 0.3": ".840",
+        "pgd 0.4": ".620",
+        "tau 0.3": ".931",
+        "tau 0.4": ".503",
+    },
+}
+
+MEASURED = [("pgd", str(eps)) for eps in EPS] + [("ensemble", str(ENSEMBLE_EPS))]
+MAPS = [("tau", str(eps)) for eps in EPS]
+COLUMNS = [("clean", ""), *MEASURED, *MAPS]
+
+Card = Mapping[str, Any]
+
+
+def table(cards: Mapping[str, Card]) -> str:
+    """The cards in Markdown, `value ±w`: w is the wider half of the 95 % interval, Wilson's, and tau's by bootstrap.
+
+    Behind a tau stands how many images keep their class, over which it is taken. Of several seeds comes their mean too,
+    with the least and the greatest of them in brackets; then what was published, of 200 other images.
+    """
+    lines = [["name", *(f"{kind} {eps}".strip() for kind, eps in COLUMNS), "n", "seconds"]]
+    seeds: dict[str, list[str]] = defaultdict(list)
+    for name in sorted(cards):
+        seeds[name.partition("@")[0]].append(name)
+    for base, names in seeds.items():
+        for name in names:
+            seconds = cards[name].get("train_seconds")
+            figures = [_cell(cards[name], kind, eps) for kind, eps in COLUMNS]
+            lines.append([name, *figures, str(cards[name]["n"]), "" if seconds is None else f"{seconds:.0f}"])
+        if len(names) > 1:
+            figures = [_over_seeds([cards[name] for name in names], kind, eps) for kind, eps in COLUMNS]
+            lines.append([f"{base}, mean of {len(names)}", *figures, "", ""])
+        if base in PUBLISHED:
+            figures = [PUBLISHED[base].get(f"{kind} {eps}".strip(), "") for kind, eps in COLUMNS]
+            lines.append([f"{base}, as published", *figures, "200", ""])
+    return _aligned(lines)
+
+
+def _aligned(lines: Sequence[Sequence[str]]) -> str:
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+    text = [
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |" for line in lines
+    ]
+    return "\n".join([text[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *text[1:]])
+
+
+def _value(card: Card, kind: str, eps: str) -> float | None:
+    if kind == "clean":
+        return card["clean"]
+    if kind == "tau":
+        return card.get("aai", {}).get(eps, {}).get("kendall_tau")
+    return card.get(kind, {}).get(eps, {}).get("robust")
+
+
+def _interval(card: Card, kind: str, eps: str) -> Sequence[float] | None:
+    if kind == "clean":
+        return wilson(round(card["clean"] * card["n"]), card["n"])
+    if kind == "tau":
+        return card["aai"][eps].get("kendall_tau_interval")
+    return card[kind][eps]["interval"]
+
+
+def _cell(card: Card, kind: str, eps: str) -> str:
+    value = _value(card, kind, eps)
+    interval = None if value is None else _interval(card, kind, eps)
+    found = _figure(value)
+    if value is not None and interval is not None and None not in interval:
+        found += f" ±{max(interval[1] - value, value - interval[0]):.3f}".replace("0.", ".")
+    survivors = card.get("aai", {}).get(eps, {}).get("survivors") if kind == "tau" else None
+    return found if survivors is None else f"{found} ({survivors})".strip()
+
+
+def _over_seeds(cards: Sequence[Card], kind: str, eps: str) -> str:
+    values = [value for card in cards if (value := _value(card, kind, eps)) is not None]
+    return f"{_figure(fmean(values))} [{_figure(min(values))}, {_figure(max(values))}]" if values else ""
+
+
+def _figure(value: float | None) -> str:
+    """`.914`, `-.085`, `1.000`."""
+    return "" if value is None else f"{value:.3f}".replace("0.", ".", 1) if abs(value) < 0.9995 else f"{value:.3f}"
