@@ -473,6 +473,23 @@ def test_a_schedule_of_no_length_jumps() -> None:
 
 
 @pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda: Ramp(0.0, 0.3, 100, 50), "backwards"),
+        (lambda: Cosine(0.0, math.inf, 0, 5), "finite"),
+        (lambda: Steps((1.0, math.nan), (5,)), "finite"),
+        (lambda: Steps((1.0, 2.0, 3.0), (9, 5)), "above the one before"),
+        (lambda: Steps((1.0, 2.0), (0,)), "above 0"),
+        (lambda: Steps((1.0,), (5,)), "one value more"),
+    ],
+)
+def test_schedules_that_make_no_sense_are_refused(make: Callable[[], object], says: str) -> None:
+    """Backwards, not finite, out of order, of the wrong length: said when it is written, not after an hour."""
+    with pytest.raises(PellucidError, match=says):
+        make()
+
+
+@pytest.mark.parametrize(
     ("objective", "options", "says"),
     [
         (int_, {"gamma": -1}, "gamma"),

@@ -114,7 +114,7 @@ def test_nested_specifications_are_parsed_back(
     options: dict[str, Any], wave: type[Ramp | Cosine], start: float, end: float, first: int, values: list[float]
 ) -> None:
     """An attack inside an objective, a schedule inside that."""
-    schedules = (start, wave(start, end, first, first + 9), Steps(tuple(values), tuple(range(len(values) - 1))))
+    schedules = (start, wave(start, end, first, first + 9), Steps(tuple(values), tuple(range(1, len(values)))))
     for eps in schedules:
         bound = partial(adversarial, attack=attack_of(options), eps=eps, clean=0.5)
         assert same(registry.parse(registry.describe(bound), "objectives"), bound)

@@ -1,5 +1,6 @@
 """Schedules: values that depend on the training step, as immutable values that know their own specification."""
 
+import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -33,14 +34,28 @@ def _share(step: int, first: int, last: int) -> float:
     return min(1.0, max(0.0, (step - first) / max(1, last - first)))
 
 
+def _check_span(schedule: "Ramp | Cosine") -> None:
+    name, first, last = type(schedule).__name__, schedule.first, schedule.last
+    if not (math.isfinite(schedule.start) and math.isfinite(schedule.end)):
+        raise PellucidError(f"{name} goes from {schedule.start} to {schedule.end}: both must be finite")
+    if not first <= last:
+        raise PellucidError(f"{name} goes from step {first} to step {last}, backwards: give the earlier step first")
+
+
 @dataclass(frozen=True)
 class Ramp:
-    """Linear from `start` at step `first` to `end` at step `last`; constant outside."""
+    """Linear from `start` at step `first` to `end` at step `last`; constant outside.
+
+    Raises `PellucidError`, as all schedules do, for values that are not finite and for steps out of order.
+    """
 
     start: float
     end: float
     first: int
     last: int
+
+    def __post_init__(self) -> None:
+        _check_span(self)
 
     def __call__(self, step: int) -> float:
         return self.start + (self.end - self.start) * _share(step, self.first, self.last)
@@ -54,6 +69,9 @@ class Cosine:
     end: float
     first: int
     last: int
+
+    def __post_init__(self) -> None:
+        _check_span(self)
 
     def __call__(self, step: int) -> float:
         share = (1 - math.cos(math.pi * _share(step, self.first, self.last))) / 2
@@ -70,6 +88,10 @@ class Steps:
     def __post_init__(self) -> None:
         if len(self.values) != len(self.at) + 1:
             raise PellucidError(f"Steps wants one value more than boundaries, got {self.values} and {self.at}")
+        if not all(map(math.isfinite, self.values)):
+            raise PellucidError(f"Steps takes the values {self.values}: all must be finite")
+        if any(late <= early for early, late in itertools.pairwise((0, *self.at))):
+            raise PellucidError(f"Steps changes at steps {self.at}: they must be above 0, each above the one before")
 
     def __call__(self, step: int) -> float:
         return self.values[sum(step >= boundary for boundary in self.at)]

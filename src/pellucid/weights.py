@@ -28,9 +28,8 @@ def write_atomically(path: Path, content: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         neighbour.replace(path)
-    except OSError as error:
-        if error.filename is None:  # a full disk is found out by a write, which knows no name
-            error.filename = str(path)
+    except OSError as error:  # the user knows the file, not its neighbour; a full disk's error knows neither
+        error.filename, error.filename2 = str(path), None
         raise
     finally:
         neighbour.unlink(missing_ok=True)
