@@ -34,7 +34,7 @@ def curves_page(runs: Mapping[str, tuple[Mapping[str, Any], Log]]) -> str:
     names = list(runs)
     legend = sections.legend(names, words.short_names(names))
     panels = [
-        {"nav": nav, "title": title, "figure": figure}
+        {"nav": nav, "title": title, "figure": figure, "caption": _caption(runs, key)}
         for key, nav, title, label, kind in _PANELS
         if (figure := _figure({name: log for name, (_, log) in runs.items()}, key, title, label, kind))
     ]
@@ -56,6 +56,24 @@ def _last(log: Log) -> dict[str, str]:
         if values:
             found[title] = words.significant(values[-1])
     return found
+
+
+def _caption(runs: Mapping[str, tuple[Mapping[str, Any], Log]], key: str) -> str:
+    """What a point is, and what may be compared."""
+    counts = [sum(key in entry for entry in log) for _, log in runs.values()]
+    said: list[str] = []
+    if key.startswith("validation"):
+        held = {recipe.get("held_out") for (recipe, _), count in zip(runs.values(), counts, strict=True) if count}
+        sizes = sorted(n for n in held if n)
+        said.append(f"Of {' or '.join(map(str, sizes))} images that were not trained on." if sizes else "")
+    if key == "validation_robust":
+        attacks = sorted({recipe["validate"] for recipe, _ in runs.values() if recipe.get("validate")})
+        said.append(f"Under {' or '.join(attacks)}." if attacks else "")
+    if key == "loss" and len({recipe.get("objective") for recipe, _ in runs.values()}) > 1:
+        said.append("Of different objectives: the heights cannot be compared.")
+    if max(counts) > POINTS:
+        said.append("A point is the mean of its neighbours, the band their range.")
+    return " ".join(filter(None, said))
 
 
 def _figure(logs: Mapping[str, Log], key: str, title: str, label: str, kind: str) -> str:
