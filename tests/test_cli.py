@@ -16,7 +16,7 @@ from torch import nn
 
 from pellucid import registry
 from pellucid.cli import run
-from pellucid.cli.common import counting
+from pellucid.cli.common import counting, progress
 
 TRAIN = ["train", "--data", "digits", "--arch", "small", "--steps", "30", "--batch-size", "32", "--json"]
 
@@ -114,6 +114,25 @@ def test_one_chunk_shows_that_it_moves(monkeypatch: pytest.MonkeyPatch) -> None:
     assert notes == ["passes: 1", "passes: 2", "passes: 3"]
     with counting(model, notes.append, quiet=True):
         assert not model._forward_hooks
+
+
+def test_without_a_terminal_there_is_a_line_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After half a minute, then each minute: the share, the time it took and takes. Quiet, none."""
+    said, clock = io.StringIO(), iter([0.0, 10.0, 40.0, 60.0, 101.0])
+    monkeypatch.setattr("pellucid.cli.common.err", Console(file=said, width=200))
+    monkeypatch.setattr("pellucid.cli.common.time.monotonic", lambda: next(clock))
+    with progress("counting", 200) as advance:
+        advance(10)
+        advance(10, note="slowly")
+        advance(10)
+        advance(0, at=100)
+    assert said.getvalue().splitlines() == [
+        "counting: 10% in 1 min, 6 min left (slowly)",
+        "counting: 50% in 2 min, 2 min left",
+    ]
+    with progress("counting", 200, quiet=True) as advance:
+        advance(200)
+    assert len(said.getvalue().splitlines()) == 2
 
 
 def test_evaluate_explain_and_list(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

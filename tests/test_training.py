@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 
 from pellucid import registry, stepping, training
 from pellucid.checkpoint import State, load_checkpoint
+from pellucid.cli import run
 from pellucid.data import ImageSet, load
 from pellucid.errors import PellucidError
 from pellucid.models import load_model
@@ -31,6 +32,7 @@ from pellucid.seeds import derive_seed
 from pellucid.stepping import _batches
 from pellucid.training import train
 from pellucid.watch import Best
+from pellucid.weights import write_atomically
 
 RECIPE = Recipe(objective="adversarial(attack=pgd(ball=Linf(0.1), steps=2))", steps=12, batch_size=16, seed=3)
 LONG = dataclasses.replace(RECIPE, steps=200)
@@ -129,6 +131,7 @@ def disturbed(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, Callable[[], ob
                     what()
                 return found
 
+            objective.__module__ = registry.__name__  # the code of one's own would be part of the run
             return objective
 
         monkeypatch.setattr(registry, "parse", parsed)
@@ -589,3 +592,36 @@ def test_an_objective_may_name_plain_numbers(tmp_path: Path, monkeypatch: pytest
     train(Recipe(steps=2, batch_size=8), load("digits", "train").select(range(40)), tmp_path)
     last = json.loads((tmp_path / "metrics.json").read_text())[-1]
     assert last["fit"] == pytest.approx(last["loss"], abs=1e-5)
+
+
+def test_a_finished_run_says_how_it_ended(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """All steps or why not, which weights are kept, the last figures: in words and in --json."""
+    common = ["train", "--data", "digits", "--steps", "6", "--batch-size", "8", "--validate-every", "2"]
+    stopped = [*common, "--stop-at", "0.01", "--keep", "best", "--out", str(tmp_path / "stopped")]
+    assert run([*stopped, "--resume"]) == 0
+    said = " ".join(capsys.readouterr().err.split())
+    assert "holds no run to go on with: it begins" in said
+    assert "Ended after step 2 of 6: validation accuracy reached" in said
+    assert "the weights of step 2 are kept" in said
+    assert run([*common, "--out", str(tmp_path / "whole"), "--json"]) == 0
+    ended = json.loads(capsys.readouterr().out)["ended"]
+    last = json.loads((tmp_path / "whole/metrics.json").read_text())[-1]
+    assert ended == [{"step": 6, "of": 6, "stopped": "", "best_step": None, "last": {"loss": last["loss"]}}]
+
+
+def test_mistakes_under_torchrun_are_said_once(tmp_path: Path) -> None:
+    """Two processes find the same; one says it."""
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "pellucid"]
+    command = [*launch, "train", "--objective", "nonsense", "--out", str(tmp_path / "run")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    assert done.stderr.count("no objective is called 'nonsense'") == 1
+
+
+def test_what_cannot_be_written_is_named(tmp_path: Path) -> None:
+    """An error names the file that was asked for, not the neighbour it is first written to."""
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(OSError, match="folder") as caught:
+        write_atomically(tmp_path / "folder", b"x")
+    assert caught.value.filename == str(tmp_path / "folder")
+    assert not list(tmp_path.glob(".*part"))

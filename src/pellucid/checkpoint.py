@@ -14,7 +14,7 @@ from torch.optim.swa_utils import AveragedModel
 from pellucid.errors import PellucidError
 from pellucid.memory import Memory
 from pellucid.parallel import Team
-from pellucid.recipe import differences
+from pellucid.recipe import Recipe, differences
 from pellucid.watch import Best
 from pellucid.weights import read_safetensors, write_atomically
 
@@ -110,6 +110,18 @@ def read_log(folder: Path) -> list[dict]:
         return json.loads(read_safetensors(checkpoint)[1]["state"])["log"] if checkpoint.is_file() else []
     except (ValueError, LookupError, OSError) as error:
         raise PellucidError(f"{folder}: its log cannot be read ({error})") from None
+
+
+def ending(folder: Path, recipe: Recipe) -> dict[str, Any]:
+    """How a finished run ended: `step` of `of`, why it `stopped` before (or ""), `best_step` where the best weights
+    were kept, and the `last` loss and scores on held-out images."""
+    facts = json.loads(read_safetensors(folder / "checkpoint.safetensors")[1]["state"])
+    last: dict[str, float] = {}
+    for entry in facts["log"]:
+        last |= {name: value for name, value in entry.items() if name == "loss" or name.startswith("validation_")}
+    best = facts["best"]
+    kept = best["step"] if recipe.keep == "best" else None
+    return {"step": facts["step"], "of": recipe.steps, "stopped": best["stopped"], "best_step": kept, "last": last}
 
 
 def _restore(state: State, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:

@@ -25,6 +25,7 @@ from pellucid.errors import PellucidError
 from pellucid.mapping import true_class_maps
 from pellucid.metrics import correct, discrepancy, input_gradient_norm, kendall_tau, margin, sizes, top_k_overlap
 from pellucid.network import device_of, frozen, full_precision
+from pellucid.own_functions import source_digest
 from pellucid.results import Rows, concatenate, fingerprint, model_digest, read_rows, write_rows
 from pellucid.seeds import derive_seed
 from pellucid.types import Attack, Generator, Images, Interpreter, Labels, Notes
@@ -124,6 +125,7 @@ def content_key(
         registry.describe(registry.complete(f)) if f else None for f in (measurement.attack, measurement.interpreter)
     )
     what = [attack, interpreter, measurement.gradient_norm, measurement.top_k]
+    what += [source_digest(f) for f in registry.own(measurement.attack, measurement.interpreter)]
     where = [version("pellucid"), torch.__version__, device.type, chunk_size(images.shape), COLUMNS]
     return fingerprint(model_digest(model), answers, what, images.digest, indices.tolist(), seed, where)
 

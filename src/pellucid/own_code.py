@@ -1,12 +1,7 @@
 """A user's own classifier, from the function that builds it."""
 
-import importlib
-import importlib.util
-import sys
-import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from types import ModuleType
 
 from torch import nn
 
@@ -14,6 +9,7 @@ from pellucid.contract import check_initialised
 from pellucid.errors import PellucidError
 from pellucid.foreign import as_network
 from pellucid.network import Normalise
+from pellucid.own_functions import own_function, place_of
 from pellucid.types import Images
 from pellucid.weights import load_into
 
@@ -49,49 +45,12 @@ def from_code(
 
 def _built(where: str) -> object:
     """What the function returns; a module that is named itself needs no function."""
-    found = _function(where)
+    found = own_function(where)
     if isinstance(found, nn.Module):
         return found
     try:
         return found()
     except Exception as error:  # the user's own code: whatever it raised is told, by its name
         raise PellucidError(
-            f"{where}() raised {type(error).__name__}: {error}{_place(error)}; it is called without arguments"
+            f"{where}() raised {type(error).__name__}: {error}{place_of(error)}; it is called without arguments"
         ) from None
-
-
-def _place(error: Exception) -> str:
-    """The file and line where the user's code raised it; a syntax error names its own."""
-    if isinstance(error, SyntaxError):
-        return "" if error.filename is None or error.filename in str(error) else f" in {error.filename}"
-    frames = traceback.extract_tb(error.__traceback__)
-    return f" ({frames[-1].filename}, line {frames[-1].lineno})" if len(frames) > 1 else ""
-
-
-def _function(where: str) -> Callable[[], object]:
-    place, _, name = where.rpartition(":")
-    sys.path[:0] = [str(Path(place).resolve().parent) if place.endswith(".py") else str(Path.cwd())]
-    try:
-        module = _from_path(Path(place)) if place.endswith(".py") else importlib.import_module(place)
-    except (ImportError, FileNotFoundError, ValueError, TypeError) as error:
-        raise PellucidError(
-            f"cannot import {place!r} ({error}): write package.module:function or file.py:function"
-        ) from None
-    except Exception as error:  # the user's own code: whatever it raised is told, by its name and place
-        raise PellucidError(f"{place} raised {type(error).__name__} when imported: {error}{_place(error)}") from None
-    found = getattr(module, name, None)
-    if not callable(found):
-        raise PellucidError(f"{place} has no function {name!r}")
-    return found
-
-
-def _from_path(path: Path) -> ModuleType:
-    if not path.is_file():
-        raise FileNotFoundError(f"no file {path}")
-    spec = importlib.util.spec_from_file_location(f"_own_{path.stem}", path)
-    if spec is None or spec.loader is None:
-        raise ImportError(f"{path} is not a Python file")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module

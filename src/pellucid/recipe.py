@@ -127,10 +127,14 @@ def _ends(schedule: Schedule) -> tuple[float, ...]:
     return (schedule.start, schedule.end) if isinstance(schedule, Ramp | Cosine) else (at(schedule, 0),)
 
 
-def identity(recipe: Recipe, *, data_digest: str, device: str, processes: int = 1, teacher: str = "") -> dict[str, Any]:
-    """All that must be the same for a run to go on as itself: recipe, data, type of device, processes, teacher."""
+def identity(
+    recipe: Recipe, *, data_digest: str, device: str, processes: int = 1, teacher: str = "", code: str = ""
+) -> dict[str, Any]:
+    """All that must be the same for a run to go on as itself: recipe, data, type of device, processes, teacher, and the
+    code of an objective of one's own."""
     known = {"recipe": dataclasses.asdict(recipe), "data_digest": data_digest, "device": device}
-    return known | ({"processes": processes} if processes > 1 else {}) | ({"teacher": teacher} if teacher else {})
+    some = {"processes": processes if processes > 1 else None, "teacher": teacher, "code": code}
+    return known | {name: value for name, value in some.items() if value}
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
@@ -141,5 +145,5 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     before = {**old, "recipe": dataclasses.asdict(Recipe(**old["recipe"]))}
     pairs = [(name, before["recipe"][name], value) for name, value in new["recipe"].items()]
     pairs += [(name, before[name], new[name]) for name in ("data_digest", "device") if name in before]
-    pairs += [(name, before.get(name), new.get(name)) for name in ("processes", "teacher")]
+    pairs += [(name, before.get(name), new.get(name)) for name in ("processes", "teacher", "code")]
     return [f"{name} was {was!r} and is {now!r}" for name, was, now in pairs if was != now]

@@ -12,18 +12,21 @@ import inspect
 import numbers
 import operator
 import pkgutil
+import re
 import types
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache, partial
 from types import FunctionType, MappingProxyType, ModuleType
 from typing import Any, Literal
+from weakref import WeakKeyDictionary
 
 from jaxtyping import AbstractArray
 from torch import Tensor, nn
 
 from pellucid import balls, schedules
 from pellucid.errors import PellucidError
+from pellucid.own_functions import own_function
 from pellucid.results import model_digest
 
 DEEPEST = 50
@@ -40,6 +43,9 @@ _OPERATORS: dict[type, Any] = {
     ast.Div: operator.truediv,
     ast.USub: operator.neg,
 }
+
+
+_OWN = re.compile(r"(?P<where>[^()]+:(?P<name>\w+))\s*(?P<options>\(.*\))?", re.DOTALL)  # before any bracket, a colon
 
 
 @cache
@@ -76,13 +82,39 @@ def _values() -> MappingProxyType[str, Callable[..., Any]]:
 
 
 def parse(spec: str, family: str) -> Callable[..., Any]:
-    """The function that a specification names, its options bound: a `functools.partial`, or the function itself."""
+    """The function that a specification names, its options bound: a `functools.partial`, or the function itself.
+
+    A function of one's own is named by where it is: `file.py:function(option=value)` or `package.module:function(...)`.
+    """
+    own = _OWN.fullmatch(spec.strip()) if isinstance(spec, str) else None
+    if own is not None:
+        function = _own(own["where"])
+        call = _read(own["name"] + (own["options"] or ""))
+        return _bind(function, call) if isinstance(call, ast.Call) else function
     tree = _read(spec)
     name = tree.func if isinstance(tree, ast.Call) else tree
     if not isinstance(name, ast.Name):
         raise PellucidError(f"{spec!r} names no function: write NAME or NAME(option=value, ...)")
     function = _lookup(name.id, public(family), f"{family[:-1]}")
     return _bind(function, tree) if isinstance(tree, ast.Call) else function
+
+
+def _own(where: str) -> Callable[..., Any]:
+    function = own_function(where)
+    _places[function] = where
+    return function
+
+
+def own(*bound: Callable[..., Any] | None) -> Iterator[Callable[..., Any]]:
+    """Of bound functions, and of what is bound to them, those of the user: a name does not say what they do."""
+    for each in bound:
+        if isinstance(each, partial):
+            yield from own(each.func, *(value for value in each.keywords.values() if callable(value)))
+        elif inspect.isfunction(each) and not each.__module__.startswith("pellucid."):
+            yield each
+
+
+_places: WeakKeyDictionary[Callable[..., Any], str] = WeakKeyDictionary()  # where a function of one's own was found
 
 
 def value(spec: str) -> Any:
@@ -258,7 +290,7 @@ def describe(bound: object) -> str:
         options = ", ".join(f"{name}={describe(value)}" for name, value in bound.keywords.items())
         return f"{describe(bound.func)}({options})"
     if inspect.isfunction(bound) or inspect.isclass(bound):
-        return bound.__name__.rstrip("_")
+        return _places.get(bound, bound.__name__.rstrip("_"))
     if dataclasses.is_dataclass(bound) and not isinstance(bound, type):
         fields = [(f.name, describe(getattr(bound, f.name))) for f in dataclasses.fields(bound)]
         options = fields[0][1] if len(fields) == 1 else ", ".join(f"{name}={value}" for name, value in fields)

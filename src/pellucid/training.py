@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pellucid import registry, run_folder
 from pellucid.balls import Ball
@@ -24,6 +24,7 @@ from pellucid.interrupts import deferred_interrupts
 from pellucid.memory import Memory
 from pellucid.models import build, load_model, save_model
 from pellucid.objectives.standard import distilled
+from pellucid.own_functions import place_of, source_digest
 from pellucid.parallel import Team, place, team
 from pellucid.recipe import Recipe, identity
 from pellucid.results import model_digest
@@ -73,7 +74,9 @@ def train(
         _try(objective, state, trained, recipe)
         taught_by = registry.option(objective, "teacher")
         digest = model_digest(load_model(taught_by)[0]) if taught_by else ""
-        run = identity(recipe, data_digest=images.digest, device=where.type, processes=crew.size, teacher=digest)
+        code = "".join(source_digest(f)[:20] for f in registry.own(objective))
+        facts = {"processes": crew.size, "teacher": digest, "code": code}
+        run = identity(recipe, data_digest=images.digest, device=where.type, **facts)
         with run_folder.locked(out) if crew.leads else nullcontext():
             if crew.leads:
                 run_folder.check(out, run, resume=resume)
@@ -116,7 +119,21 @@ def _try(objective: Objective, state: State, images: ImageSet, recipe: Recipe) -
         remembering["memory"] = Memory(2, images.shape, generator, Team())
         remembering["memory"].visit(torch.arange(2))
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        objective(copy.deepcopy(state.network), x, y, step=recipe.steps - 1, generator=generator, **remembering)
+        try:
+            given = objective(
+                copy.deepcopy(state.network), x, y, step=recipe.steps - 1, generator=generator, **remembering
+            )
+        except Exception as error:
+            if isinstance(error, PellucidError) or not any(registry.own(objective)):
+                raise
+            raise PellucidError(f"{recipe.objective} raised {type(error).__name__}: {error}{place_of(error)}") from None
+    match given:
+        case (Tensor() as loss, Mapping()) if loss.ndim == 0 and loss.requires_grad:
+            return
+    raise PellucidError(
+        f"{recipe.objective} returned {type(given).__name__}: it must return (loss, terms), the loss a tensor of one "
+        "number with a gradient, the terms a dictionary of numbers to log"
+    )
 
 
 def _memory(objective: Objective, recipe: Recipe, images: ImageSet, device: torch.device, crew: Team) -> Memory | None:

@@ -2,6 +2,7 @@
 
 import os
 import sys
+import time
 
 import typer
 
@@ -22,6 +23,7 @@ from pellucid.cli import (
 from pellucid.cli import data as data_commands
 from pellucid.errors import PellucidError
 
+ALONE = 2.0  # seconds: torchrun looks ten times a second whether a process has ended, and then ends the others
 INTERRUPTED = "interrupted: what was finished in --out is kept; give the command again (train: with --resume) to go on"
 
 app = typer.Typer(
@@ -53,9 +55,7 @@ def run(arguments: list[str] | None = None) -> int:
     try:
         code = app(args=arguments, standalone_mode=False)
     except (KeyboardInterrupt, typer.Abort):
-        return _say(
-            "interrupted: what was finished is kept; give the command again (train: with --resume) to go on", 130
-        )
+        return _say(INTERRUPTED, 130)
     except PellucidError as error:
         return _say(f"error: {error}", 2)
     except BrokenPipeError:  # the reader (head, less) has seen enough
@@ -75,5 +75,11 @@ def run(arguments: list[str] | None = None) -> int:
 
 
 def _say(words: str, code: int) -> int:
+    """Of the processes of torchrun the first one speaks. Another waits: what it alone found it must say itself, and
+    where all found the same torchrun ends it before."""
+    rank = os.environ.get("RANK", "0")
+    if rank != "0":
+        time.sleep(ALONE)
+        words = f"process {rank}: {words}"
     print(words, file=sys.stderr)  # noqa: T201
     return code

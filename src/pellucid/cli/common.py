@@ -3,6 +3,7 @@
 import itertools
 import json
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -60,6 +61,7 @@ MeanOption = Annotated[
 StdOption = Annotated[str, typer.Option(help="Channel standard deviations, as --mean.")]
 
 DEFAULT_IMAGES = 200
+FIRST_LINE, EVERY_LINE = 30.0, 60.0  # seconds between two lines of progress, where there is no terminal
 
 err = Console(stderr=True)
 out = Console()
@@ -84,7 +86,10 @@ def counted(n: int, noun: str = "image") -> str:
 
 @contextmanager
 def progress(description: str, total: int, *, quiet: bool = False) -> Iterator[Any]:
-    """A bar with the time left, on a terminal; nothing elsewhere. Yields `advance(count, note="")`."""
+    """A bar with the time left; where there is no terminal, a line now and then. Yields `advance(count, note="")`."""
+    if not quiet and not err.is_terminal:
+        yield _lines(description, total)
+        return
     columns = (
         SpinnerColumn(),
         TextColumn("{task.description}"),
@@ -95,7 +100,7 @@ def progress(description: str, total: int, *, quiet: bool = False) -> Iterator[A
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
     )
-    with Progress(*columns, console=err, disable=quiet or not err.is_terminal) as bar:
+    with Progress(*columns, console=err, disable=quiet) as bar:
         task = bar.add_task(description, total=total, note="")
 
         def advance(count: int, note: str = "", at: int | None = None) -> None:
@@ -105,6 +110,29 @@ def progress(description: str, total: int, *, quiet: bool = False) -> Iterator[A
                 bar.update(task, advance=count, note=note)
 
         yield advance
+
+
+def _lines(description: str, total: int) -> Callable[..., None]:
+    """For logs: how far it is and how long it takes, after half a minute and then each minute."""
+    started = time.monotonic()
+    done, due = 0.0, started + FIRST_LINE
+
+    def advance(count: int, note: str = "", at: float | None = None) -> None:
+        nonlocal done, due
+        done, now = (done + count if at is None else at), time.monotonic()
+        if now < due:
+            return
+        due = now + EVERY_LINE
+        share, spent = done / max(1, total), (now - started) / 60
+        left = f", {spent / share - spent:.0f} min left" if 0 < share < 1 else ""
+        err.print(
+            f"{description}: {share:.0%} in {spent:.0f} min{left}{f' ({note})' if note else ''}",
+            markup=False,
+            highlight=False,
+            soft_wrap=True,
+        )
+
+    return advance
 
 
 @contextmanager

@@ -8,6 +8,8 @@ import typer
 from pellucid.cli.common import DeviceOption, JsonOption, SeedOption, SplitOption, err, examples, print_json, progress
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from pellucid.recipe import Recipe
 
 EPILOGUE = examples(
@@ -124,6 +126,7 @@ def _all_runs(
     """One after the other; of several resumed, those that have not begun begin."""
     import time
 
+    from pellucid.checkpoint import ending
     from pellucid.data import load
     from pellucid.parallel import leads
     from pellucid.run_folder import other_threads
@@ -133,18 +136,32 @@ def _all_runs(
     for where, each in runs.items():
         if resume and device == "cpu" and (warning := other_threads(where)):
             err.print(f"warning: {warning}", markup=False, soft_wrap=True)
-        begun = resume and (len(runs) == 1 or (where / "recipe.json").exists())
+        begun = resume and (where / "recipe.json").exists()
+        if resume and not begun and leads() and not (quiet or json_):
+            err.print(f"{where} holds no run to go on with: it begins", markup=False, soft_wrap=True)
         with progress(f"training {where.name}", each.steps, quiet=json_ or not leads()) as advance:
             run(each, images, where, resume=begun, device=device, report=_report(advance, each))
     models = [str(where / "model.safetensors") for where in runs]
     seconds = time.monotonic() - started
+    ends = [ending(where, recipe) for where in runs] if leads() else []
     if json_ and leads():
         named = {"model": models[0]} if len(models) == 1 else {"models": models}
-        print_json(named | {"steps": recipe.steps, "seconds": round(seconds, 1)})
+        print_json(named | {"steps": recipe.steps, "seconds": round(seconds, 1), "ended": ends})
     elif leads() and not quiet:
         err.print(f"{', '.join(models)} trained in {seconds:.0f} s.", markup=False, soft_wrap=True)
+        for where, end in zip(runs, ends, strict=True):
+            err.print(f"{f'{where.name}: ' if len(runs) > 1 else ''}{_in_words(end)}", markup=False, soft_wrap=True)
         named = " ".join(f"--model {where}" for where in runs)
         err.print(f"Next: pellucid audit {named} --data {recipe.data} --out audit", markup=False, soft_wrap=True)
+
+
+def _in_words(end: "Mapping[str, Any]") -> str:
+    """Why a run ended, which weights it returns, and the last figures."""
+    whole = f"all {end['of']} steps" if end["step"] == end["of"] else f"step {end['step']} of {end['of']}"
+    why = f": {end['stopped']}" if end["stopped"] else ""
+    kept = f"; the weights of step {end['best_step']} are kept" if end["best_step"] else ""
+    figures = ", ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in end["last"].items())
+    return f"Ended after {whole}{why}{kept}. At last: {figures}."
 
 
 def _report(advance: Any, recipe: "Recipe") -> Any:

@@ -1,0 +1,111 @@
+"""A user's own objectives, attacks and interpreters, by where they stand."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from pellucid import registry
+from pellucid.architectures.small import small
+from pellucid.data import load
+from pellucid.errors import PellucidError
+from pellucid.evaluation import Measurement, evaluate
+from pellucid.recipe import Recipe
+from pellucid.training import train
+
+OBJECTIVE = """
+from torch.nn import functional as F
+
+def smoothed(model, x, y, *, step, generator=None, smoothing: float = 0.1):
+    loss = F.cross_entropy(model(x), y, label_smoothing=smoothing)
+    return loss, {"cross_entropy": loss.detach()}
+
+def broken(model, x, y, *, step, generator=None):
+    return model(x).nonsense, {}
+
+def unfinished(model, x, y, *, step, generator=None):
+    return model(x), {}
+"""
+ATTACK = """
+def shifted(model, x, y, *, by: float = SHIFT, generator=None):
+    return (x + by).clamp(0, 1)
+"""
+
+
+@pytest.fixture
+def mine(tmp_path: Path) -> Path:
+    path = tmp_path / "mine.py"
+    path.write_text(OBJECTIVE)
+    return path
+
+
+def test_a_specification_names_a_function_of_a_file(mine: Path) -> None:
+    """Its options are bound and checked as those of Pellucid's own; described, it parses to the same."""
+    bound = registry.parse(f"{mine}:smoothed(smoothing=0.2)", "objectives")
+    assert registry.option(bound, "smoothing") == 0.2
+    assert registry.describe(bound) == f"{mine}:smoothed(smoothing=0.2)"
+    again = registry.parse(registry.describe(bound), "objectives")
+    assert registry.describe(again) == registry.describe(bound)
+    assert registry.describe(registry.parse(f"{mine}:smoothed", "objectives")) == f"{mine}:smoothed"
+    assert (
+        registry.parse("pellucid.objectives.standard:standard", "objectives")
+        is registry.public("objectives")["standard"]
+    )
+    for wrong, says in (
+        (f"{mine}:smoothed(smooth=0.2)", "did you mean 'smoothing'"),
+        (f"{mine}:smoothed(smoothing='much')", "wants a number"),
+        (f"{mine}:nothing", "no function 'nothing'"),
+        (f"{mine.parent}/absent.py:f", "cannot import"),
+        (f"{mine}:smoothed(", "cannot read"),
+    ):
+        with pytest.raises(PellucidError, match=says):
+            registry.parse(wrong, "objectives")
+
+
+def test_an_objective_of_ones_own_trains(mine: Path, tmp_path: Path) -> None:
+    """At smoothing 0 to the weights of `standard`; what one raises, or returns instead of a loss, is said beforehand."""
+    digits = load("digits", "train").select(range(40))
+    weights = []
+    for number, spec in enumerate((f"{mine}:smoothed(smoothing=0)", "standard", f"{mine}:smoothed")):
+        network = train(Recipe(objective=spec, steps=3, batch_size=8), digits, tmp_path / str(number))
+        weights.append(network.state_dict()["head.weight"])
+    torch.testing.assert_close(weights[0], weights[1], rtol=1e-4, atol=1e-6)
+    assert not torch.allclose(weights[0], weights[2], rtol=1e-4, atol=1e-6)
+    for name, says in (("broken", r"AttributeError.*mine.py, line 9"), ("unfinished", "must return")):
+        with pytest.raises(PellucidError, match=says):
+            train(Recipe(objective=f"{mine}:{name}", steps=3), digits, tmp_path / name)
+        assert not (tmp_path / name).exists()
+
+
+def test_a_run_is_not_resumed_by_other_code(mine: Path, tmp_path: Path) -> None:
+    """The objective's file was changed in between: it is another run."""
+    digits = load("digits", "train").select(range(40))
+    recipe = Recipe(objective=f"{mine}:smoothed", steps=6, batch_size=8)
+
+    def stop(step: int, entry: dict[str, float]) -> None:
+        del entry
+        if step == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(recipe, digits, tmp_path / "run", report=stop)
+    mine.write_text(OBJECTIVE.replace("0.1", "0.3"))
+    with pytest.raises(PellucidError, match="code was"):
+        train(recipe, digits, tmp_path / "run", resume=True)
+    mine.write_text(OBJECTIVE)
+    train(recipe, digits, tmp_path / "run", resume=True)
+
+
+def test_rows_of_an_attack_of_ones_own_belong_to_its_code(tmp_path: Path) -> None:
+    """The file is changed: its rows in the same folder are made anew. Unchanged, they are read."""
+    path = tmp_path / "attack.py"
+    network, digits = small(generator=torch.Generator().manual_seed(0)), load("digits", "test")
+    found = []
+    for shift in ("0.1", "0.2", "0.1"):
+        path.write_text(ATTACK.replace("SHIFT", shift))
+        attack = registry.parse(f"{path}:shifted()", "attacks")
+        found.append(evaluate(network, digits, torch.arange(4), Measurement(attack), cells=tmp_path / "cells"))
+    assert found[0]["linf"].max() == pytest.approx(0.1, abs=1e-6)
+    assert found[1]["linf"].max() == pytest.approx(0.2, abs=1e-6)
+    assert (found[0]["linf"] == found[2]["linf"]).all()
+    assert len(list((tmp_path / "cells").iterdir())) == 2
