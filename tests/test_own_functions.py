@@ -63,7 +63,7 @@ def test_a_specification_names_a_function_of_a_file(mine: Path) -> None:
 
 
 def test_an_objective_of_ones_own_trains(mine: Path, tmp_path: Path) -> None:
-    """At smoothing 0 to the weights of `standard`; what one raises, or returns instead of a loss, is said beforehand."""
+    """At smoothing 0 to the weights of `standard`; what it raises, or returns instead of a loss, is said before."""
     digits = load("digits", "train").select(range(40))
     weights = []
     for number, spec in enumerate((f"{mine}:smoothed(smoothing=0)", "standard", f"{mine}:smoothed")):

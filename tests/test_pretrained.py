@@ -2,6 +2,7 @@
 
 import json
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 
 import pellucid as pe
 from pellucid import pretrained, registry, zoo_table
+from pellucid.data import load
 from pellucid.errors import PellucidError
 from pellucid.recipe import Recipe
 from pellucid.results import wilson
@@ -55,6 +57,28 @@ def test_the_zoo_is_built_once_and_loaded_by_name(tmp_path: Path, monkeypatch: p
         pretrained.zoo("digits/small/int2")
     with pytest.raises(PellucidError, match="recipes for digits/small/int2"):
         pe.zoo("digits/small/int3")
+
+
+@pytest.mark.usefixtures("one_recipe")
+def test_what_the_package_brings_is_taken_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A network of the same recipe, with its card: nothing is trained, nor measured but for another number of images.
+    Of another recipe it is trained anew."""
+    made = pretrained.build(["digits/small/int2"], tmp_path / "package", effort=EFFORT)
+    monkeypatch.setattr(pretrained, "_places", lambda folder: [tmp_path / "package"] if folder is None else [folder])
+    said: list[str] = []
+
+    def say(what: str, done: int, whole: int) -> None:
+        del done, whole
+        said.append(what.partition(": ")[2])
+
+    again = pretrained.build(["digits/small/int2"], tmp_path / "zoo", effort=EFFORT, say=say)
+    assert json.loads(json.dumps(again)) == json.loads(json.dumps(made))
+    assert not said
+    pretrained.build(["digits/small/int2"], tmp_path / "zoo", effort=pretrained.Effort(5, False), say=say)
+    assert set(said) == {"measuring"}
+    monkeypatch.setattr(pretrained, "recipes", lambda: {"digits/small/int2": replace(QUICK, steps=2)})
+    pretrained.build(["digits/small/int2"], tmp_path / "other", effort=EFFORT, say=say)
+    assert set(said) == {"measuring", "training"}
 
 
 @pytest.mark.usefixtures("one_recipe")
@@ -119,10 +143,6 @@ def test_every_recipe_is_of_what_there_is() -> None:
 @pytest.mark.parametrize("name", ["ig-norm-1", "double-backprop-fgsm", "trades", "n-fgsm", "int-one-class"])
 def test_recipes_take_steps(name: str, tmp_path: Path) -> None:
     """On digits, one step and three: the loss is a number, and all weights move."""
-    from dataclasses import replace
-
-    from pellucid.data import load
-
     recipe = replace(pretrained.recipes()[f"mnist/small/{name}"], data="digits", decay="constant", batch_size=8)
     one, three = (
         train(replace(recipe, steps=steps), load("digits", "train"), tmp_path / str(steps)) for steps in (1, 3)

@@ -26,7 +26,7 @@ from pellucid.interpreters.activations import cam
 from pellucid.models import load_model
 from pellucid.outcome import outcome
 from pellucid.recipe import Recipe
-from pellucid.results import commit, write_json
+from pellucid.results import commit, fingerprint, model_digest, write_json
 from pellucid.training import train
 from pellucid.weights import write_atomically
 
@@ -34,6 +34,7 @@ EPS = (0.1, 0.2, 0.3, 0.35, 0.4)
 ENSEMBLE_EPS = 0.3
 PGD = "pgd(ball=Linf({eps}), steps=200, step_size=0.01, stop_when_fooled=True)"
 ENSEMBLE = "ensemble(ball=Linf({eps}))"
+KEPT = ("model.safetensors", "card.json", "seconds.json", "recipe.json")  # of a network; the recipe comes last
 WAIT = 5.0  # seconds between two looks at what other processes work at
 AAI = "aai(ball=Linf({eps}), reading='as_coded')"
 
@@ -175,6 +176,7 @@ def _made(
     name: str, recipe: Recipe, trained: ImageSet, test: ImageSet, out: Path, effort: Effort, say: Say | None
 ) -> dict[str, Any]:
     card_path, clock_path = out / "card.json", out / "seconds.json"
+    _adopt(name, recipe, out)
     if not run_folder.finished(out, recipe):
         resume = (out / run_folder.RECIPE).is_file()
         before = _clock(clock_path)["seconds"] or 0.0
@@ -194,11 +196,24 @@ def _made(
 
         train(recipe, trained, out, resume=resume, report=report)
         note()
-    card = measured(load_model(out)[0], test, effort, cells=out / "cells", say=say, name=name)
-    clock = _clock(clock_path)
+    model, clock = load_model(out)[0], _clock(clock_path)
+    key = fingerprint(model_digest(model), test.digest, asdict(effort), EPS, ENSEMBLE_EPS, PGD, AAI, ENSEMBLE)
+    if card_path.is_file() and (old := json.loads(card_path.read_text())).get("key") == key:
+        return old
+    card = measured(model, test, effort, cells=out / "cells", say=say, name=name)
     card |= {"name": name, "recipe": asdict(recipe), "commit": clock["commit"], "train_seconds": clock["seconds"]}
-    write_json(card_path, card)
-    return card
+    write_json(card_path, card | {"key": key})
+    return card | {"key": key}
+
+
+def _adopt(name: str, recipe: Recipe, out: Path) -> None:
+    """Take over what the package brings of this recipe, weights and card, so that it is not trained again."""
+    if (out / run_folder.RECIPE).is_file():
+        return
+    for theirs in (place / name for place in _places(None)):
+        if all((theirs / file).is_file() for file in KEPT) and run_folder.other_recipe(theirs, recipe) == []:
+            for file in KEPT:
+                write_atomically(out / file, (theirs / file).read_bytes())
 
 
 def _clock(path: Path) -> dict[str, Any]:

@@ -64,12 +64,17 @@ def claim(out: Path, run: Mapping[str, Any]) -> None:
 
 def finished(out: Path, recipe: Recipe) -> bool:
     """Whether `out` holds the model that this recipe ends with. Raises `PellucidError` where it is another recipe's."""
-    if not (out / "model.safetensors").is_file():
-        return False
-    changed = _changed(out, {}, {"recipe": dataclasses.asdict(recipe)})
+    changed = other_recipe(out, recipe)
     if changed:
         raise PellucidError(f"{out} holds the model of another recipe ({'; '.join(changed)}): choose another --out")
-    return True
+    return changed is not None
+
+
+def other_recipe(out: Path, recipe: Recipe) -> list[str] | None:
+    """Where the recipe of the model in `out` differs from this one; None where there is no model."""
+    if not (out / "model.safetensors").is_file():
+        return None
+    return _changed(out, {}, {"recipe": dataclasses.asdict(recipe)})
 
 
 def _changed(out: Path, facts: Mapping[str, Any], run: Mapping[str, Any]) -> list[str]:
