@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 WORKERS ?= 2
 
-.PHONY: demo test test-slow check bench bench-training zoo clean
+.PHONY: demo test test-slow check bench bench-training bench-time zoo zoo-package clean
 
 demo: $(VENV)/.installed
 	$(BIN)/pellucid demo
@@ -26,11 +26,20 @@ check: $(VENV)/.installed-dev
 zoo: $(VENV)/.installed
 	OMP_NUM_THREADS=1 $(BIN)/pellucid zoo --folder zoo --build
 
+# What `make zoo` made, into the package: cards, and weights of less than a MiB.
+zoo-package:
+	mkdir -p src/pellucid/pretrained_models
+	cd zoo && find . -path '*/teacher/*' -prune -o \( -name card.json -o -name recipe.json -o -name seconds.json \
+	    -o -name model.safetensors -size -1024k \) -exec cp --parents {} ../src/pellucid/pretrained_models \;
+
 bench: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/attacks.py
 
 bench-training: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/training.py
+
+bench-time: $(VENV)/.installed-dev
+	$(BIN)/python benchmarks/time_to_robustness.py
 
 $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit("Pellucid needs Python 3.11 or newer" if sys.version_info < (3, 11) else 0)'

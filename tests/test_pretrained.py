@@ -82,6 +82,17 @@ def test_what_the_package_brings_is_taken_over(tmp_path: Path, monkeypatch: pyte
 
 
 @pytest.mark.usefixtures("one_recipe")
+def test_a_card_alone_is_shown_and_not_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Large weights are not in the package: the error says so, and how to make them."""
+    pretrained.build(["digits/small/int2"], tmp_path, effort=EFFORT)
+    (tmp_path / "digits/small/int2/model.safetensors").unlink()
+    monkeypatch.setattr(pretrained, "_places", lambda folder: [tmp_path])
+    assert list(pretrained.cards()) == ["digits/small/int2"]
+    with pytest.raises(PellucidError, match="its card alone.*--only digits/small/int2"):
+        pretrained.zoo("digits/small/int2")
+
+
+@pytest.mark.usefixtures("one_recipe")
 def test_an_interrupted_build_goes_on(tmp_path: Path) -> None:
     """Stopped in training and in measuring: the same card in the end but for the time, which adds up."""
     whole = pretrained.build(["digits/small/int2"], tmp_path / "whole", effort=EFFORT)["digits/small/int2"]

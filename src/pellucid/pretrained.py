@@ -120,6 +120,11 @@ def zoo(name: str, folder: Path | str | None = None) -> nn.Module:
         if (where / "model.safetensors").is_file():
             return load_model(where)[0]
     here = [each for place in places for each in _names(place)]
+    if name in here:
+        raise PellucidError(
+            f"of {name!r} the package brings its card alone, to stay small: "
+            f"`pellucid zoo --folder zoo --build --only {name}` trains it, for pe.zoo({name!r}, 'zoo')"
+        )
     raise PellucidError(
         f"no {name!r} in the zoo: there are {', '.join(sorted(here)) or 'none'}; "
         f"`pellucid zoo --folder zoo --build --only {name}` trains it, for pe.zoo({name!r}, 'zoo')"
