@@ -18,7 +18,7 @@ from pellucid.run_folder import locked
 from pellucid.training import train
 
 QUICK = Recipe(data="digits", objective="int2(ball=Linf(0.1), steps=2)", steps=30, batch_size=16)
-EFFORT = pretrained.Effort(images=10, ensemble=False)
+EFFORT = pretrained.Effort(images=10, ensemble="")
 
 
 @pytest.fixture
@@ -74,7 +74,7 @@ def test_what_the_package_brings_is_taken_over(tmp_path: Path, monkeypatch: pyte
     again = pretrained.build(["digits/small/int2"], tmp_path / "zoo", effort=EFFORT, say=say)
     assert json.loads(json.dumps(again)) == json.loads(json.dumps(made))
     assert not said
-    pretrained.build(["digits/small/int2"], tmp_path / "zoo", effort=pretrained.Effort(5, False), say=say)
+    pretrained.build(["digits/small/int2"], tmp_path / "zoo", effort=pretrained.Effort(5, ""), say=say)
     assert set(said) == {"measuring"}
     monkeypatch.setattr(pretrained, "recipes", lambda: {"digits/small/int2": replace(QUICK, steps=2)})
     pretrained.build(["digits/small/int2"], tmp_path / "other", effort=EFFORT, say=say)
