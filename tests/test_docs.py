@@ -53,10 +53,12 @@ def test_the_docstrings_of_attacks_name_a_source() -> None:
 
 
 def test_every_objective_in_the_docs_can_be_given() -> None:
-    """What stands behind --objective parses; a sweep's {} is a number."""
+    """What stands behind --objective parses; a sweep's {} is a number. But for what is the reader's own, in a file."""
     found = [
         spec for page in sorted(DOCS.glob("*.md")) for spec in re.findall(r'--objective "(.*?)"', page.read_text())
     ]
     assert len(found) > 10
     for spec in found:
+        if ":" in spec.partition("(")[0]:
+            continue
         registry.parse(spec.replace("{}", "1"), "objectives")

@@ -86,9 +86,9 @@ def test_a_card_alone_is_shown_and_not_loaded(tmp_path: Path, monkeypatch: pytes
     """Large weights are not in the package: the error says so, and how to make them."""
     pretrained.build(["digits/small/int2"], tmp_path, effort=EFFORT)
     (tmp_path / "digits/small/int2/model.safetensors").unlink()
-    monkeypatch.setattr(pretrained, "_places", lambda folder: [tmp_path])
+    monkeypatch.setattr(pretrained, "_places", lambda _: [tmp_path])
     assert list(pretrained.cards()) == ["digits/small/int2"]
-    with pytest.raises(PellucidError, match="its card alone.*--only digits/small/int2"):
+    with pytest.raises(PellucidError, match=r"its card alone.*--only digits/small/int2"):
         pretrained.zoo("digits/small/int2")
 
 
