@@ -60,6 +60,7 @@ __all__ = [
     "softplus",
     "subset",
     "train",
+    "transform",
     "zoo",
 ]
 
@@ -112,3 +113,10 @@ def objective(spec: str) -> Callable[..., Any]:
     from pellucid import registry
 
     return registry.parse(spec, "objectives")
+
+
+def transform(spec: str) -> Callable[..., Any]:
+    """A transform of images from its specification, such as `patch_shuffle(k=4)`."""
+    from pellucid import registry
+
+    return registry.parse(spec, "transforms")

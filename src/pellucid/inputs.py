@@ -63,7 +63,7 @@ def _watched(model: nn.Module, look: Any) -> Iterator[None]:
 def check(model: nn.Module, x: Any, classes: Any, *, ndim: int = 1, count: int | None = None) -> int:
     """What `given` asks at its entry. Returns the largest class, -1 where there is none."""
     _check_model(model)
-    _check_images(x, room=ndim - 1)
+    check_images(x, room=ndim - 1)
     return _check_classes(classes, x, ndim, count)
 
 
@@ -81,7 +81,8 @@ def _check_model(model: Any) -> None:
     raise PellucidError(f"the model is a {type(model).__name__}, and must be a torch.nn.Module that gives logits{hint}")
 
 
-def _check_images(x: Any, room: int) -> None:
+def check_images(x: Any, room: float = 0) -> None:
+    """Raise `PellucidError` unless x are images: floats `[b c h w]`, finite, no further than `room` beyond [0, 1]."""
     if not isinstance(x, Tensor):
         raise PellucidError(f"the images are a {type(x).__name__}, and must be a tensor: torch.as_tensor makes one")
     if not x.is_floating_point():

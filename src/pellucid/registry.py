@@ -9,6 +9,7 @@ import dataclasses
 import difflib
 import importlib
 import inspect
+import math
 import numbers
 import operator
 import pkgutil
@@ -34,7 +35,7 @@ LONGEST = 2000  # characters of a specification: far above any real one, far bel
 
 COUNTS = ("steps", "restarts", "search", "iterations", "queries", "targets", "samples", "k")
 NOT_OPTIONS = ("generator", "step", "notes", "memory")  # what the caller hands over at every call
-FAMILIES = ("attacks", "interpreters", "objectives", "architectures")
+FAMILIES = ("attacks", "interpreters", "objectives", "architectures", "transforms")
 
 _OPERATORS: dict[type, Any] = {
     ast.Add: operator.add,
@@ -239,7 +240,7 @@ def _value(node: ast.expr) -> Any:
         case ast.Tuple(elts=elements) | ast.List(elts=elements):
             return tuple(_value(element) for element in elements)
         case ast.Name(id=name):
-            return _lookup(name, _everything(), "function or value")
+            return math.inf if name == "inf" else _lookup(name, _everything(), "function or value")
         case ast.Call(func=ast.Name(id=name)) if name in _values():
             return _construct(name, node)
         case ast.Call(func=ast.Name(id=name)):

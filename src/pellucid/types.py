@@ -8,6 +8,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from pellucid.draws import Draws
+
 Images = Float[Tensor, "b c h w"]  # pixels in [0, 1]; the network normalises
 Labels = Int[Tensor, " b"]
 Classes = Int[Tensor, "b m"]  # m = 1 (AAI), 2 (ISA), C (eq. 8): one shape, no special cases
@@ -42,3 +44,10 @@ class Objective(Protocol):
     def __call__(
         self, model: nn.Module, x: Images, y: Labels, *, step: int, generator: Generator = None
     ) -> tuple[Tensor, Mapping[str, Tensor]]: ...
+
+
+@runtime_checkable
+class Transform(Protocol):
+    """`x -> images` of the same shape; what is random of it comes from `generator`, image by image."""
+
+    def __call__(self, x: Images, *, generator: Draws = None) -> Images: ...

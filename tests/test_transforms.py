@@ -1,0 +1,316 @@
+"""Transforms of images: identities, inverses, what is kept, what a seed decides."""
+
+import math
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pellucid import registry, stylising
+from pellucid.draws import PerImage
+from pellucid.errors import PellucidError
+from pellucid.stylising import FeedForward, adain, decoder_layers, encoder_layers
+from pellucid.transforms.frequency import high_pass, low_pass, random_fourier
+from pellucid.transforms.shape import patch_shuffle
+from pellucid.transforms.texture import fast_style, saturate, stylize
+from pellucid.types import Transform
+
+
+def images(b: int = 3, c: int = 3, h: int = 8, w: int = 8, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
+    return torch.empty(b, c, h, w, dtype=dtype).uniform_(generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize(
+    "neutral",
+    [
+        partial(saturate, p=2),
+        partial(patch_shuffle, k=1),
+        partial(random_fourier, p=0),
+        partial(low_pass, radius=math.hypot(4, 4)),
+    ],
+)
+def test_neutral_settings_change_nothing(neutral: Transform) -> None:
+    """To rounding: p = 2, one patch, no mode dropped, every mode kept."""
+    x = images()
+    torch.testing.assert_close(neutral(x, generator=torch.Generator()), x, rtol=0, atol=1e-12)
+
+
+@given(p=st.floats(0.05, 2000), v=st.lists(st.floats(0, 1), min_size=1, max_size=20))
+def test_saturation_by_its_formula(p: float, v: list[float]) -> None:
+    """Value by value; in the box; monotone; odd about 1/2."""
+    x = torch.tensor(sorted(v), dtype=torch.float64).view(1, 1, 1, -1)
+    found = saturate(x, p=p).flatten()
+    expected = [math.copysign(abs(2 * u - 1) ** (2 / p), 2 * u - 1) / 2 + 0.5 for u in sorted(v)]
+    np.testing.assert_allclose(found.numpy(), expected, atol=1e-9)
+    assert found.min() >= 0
+    assert found.max() <= 1
+    assert (found.diff() >= 0).all()
+    torch.testing.assert_close(saturate(1 - x, p=p), 1 - saturate(x, p=p), rtol=0, atol=1e-9)
+
+
+def test_saturation_at_infinity_and_its_gradient() -> None:
+    """Black and white, grey stays; saturations compose as p q / 2; no gradient is infinite, not even at 1/2."""
+    x = images()
+    x[0, 0, 0, 0] = 0.5
+    assert set(saturate(x, p=math.inf).unique().tolist()) == {0.0, 0.5, 1.0}
+    torch.testing.assert_close(saturate(saturate(x, p=8), p=3), saturate(x, p=12), rtol=0, atol=1e-12)
+    at = x.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(saturate(at, p=8).sum(), at)
+    assert gradient.isfinite().all()
+    assert gradient[0, 0, 0, 0] == 0
+    inside = (x - 0.5).abs() > 0.05
+    step = 1e-6
+    slope = (saturate((x + step).clamp(0, 1), p=8) - saturate((x - step).clamp(0, 1), p=8)) / (2 * step)
+    assert torch.allclose(gradient[inside], slope[inside], rtol=1e-3, atol=1e-3)
+
+
+@settings(deadline=None)
+@given(k=st.integers(1, 4), tall=st.integers(1, 3), wide=st.integers(1, 3), c=st.integers(1, 3), seed=st.integers(0, 9))
+def test_shuffling_keeps_the_multiset_of_patches(k: int, tall: int, wide: int, c: int, seed: int) -> None:
+    """Every patch is there once, whole, all channels together."""
+    x = images(2, c, k * tall, k * wide)
+    found = patch_shuffle(x, k=k, generator=torch.Generator().manual_seed(seed))
+
+    def patches(one: Tensor) -> list[tuple[float, ...]]:
+        parts = [part for row in one.split(tall, 1) for part in row.split(wide, 2)]
+        return sorted(tuple(part.flatten().tolist()) for part in parts)
+
+    for before, after in zip(x, found, strict=True):
+        assert patches(before) == patches(after)
+
+
+def test_shuffles_are_uniform_and_differ_from_image_to_image() -> None:
+    """Of 2 x 2 patches the 24 orders are equally likely (chi-squared at 1e-6), whatever the image before got."""
+    x = torch.arange(4.0).view(1, 1, 2, 2).expand(4800, 1, 2, 2) / 4
+    found = (patch_shuffle(x, k=2, generator=torch.Generator().manual_seed(0)) * 4).flatten(1).long()
+    orders, counts = found.unique(dim=0, return_counts=True)
+    assert len(orders) == 24
+    from scipy.stats import chisquare
+
+    assert chisquare(counts.numpy()).pvalue > 1e-6
+    same = (found[1:] == found[:-1]).all(1).double().mean()
+    assert abs(float(same) - 1 / 24) < 5 * math.sqrt(1 / 24 / 4800)
+
+
+RANDOM = {"patch_shuffle": partial(patch_shuffle, k=2), "random_fourier": partial(random_fourier, p=0.4)}
+
+
+@pytest.mark.parametrize("name", RANDOM)
+def test_the_same_seed_gives_the_same_images_whatever_the_batch(name: str) -> None:
+    """Of one generator, in batches of any size; of streams per image, in any order and of any selection too."""
+    transform, x = RANDOM[name], images(6)
+    whole = transform(x, generator=torch.Generator().manual_seed(3))
+    generator = torch.Generator().manual_seed(3)
+    parts = torch.cat([transform(part, generator=generator) for part in x.split([1, 3, 2])])
+    assert torch.equal(whole, parts)
+    assert not torch.equal(whole, transform(x, generator=torch.Generator().manual_seed(4)))
+    rows = [4, 1, 5]
+    mine = transform(x, generator=PerImage(3, range(6)))
+    assert torch.equal(mine[rows], transform(x[rows], generator=PerImage(3, rows)))
+    assert not torch.equal(mine, transform(x, generator=PerImage(4, range(6))))
+    with pytest.raises(PellucidError, match=r"2 streams .* 6 images"):
+        transform(x, generator=PerImage(0, [1, 2]))
+
+
+@settings(deadline=None)
+@given(h=st.integers(2, 9), w=st.integers(2, 9), share=st.floats(0, 1), seed=st.integers(0, 5))
+def test_filters_are_projections_that_share_the_image(h: int, w: int, share: float, seed: int) -> None:
+    """Low and high of a radius add up to the image, orthogonally; each once is each twice; the mean is the low's."""
+    x = images(2, 1, h, w, seed)
+    radius = share * math.hypot(h // 2, w // 2)
+    low, high = low_pass(x, radius=radius), high_pass(x, radius=radius)
+    torch.testing.assert_close(low + high, x, rtol=0, atol=1e-12)
+    torch.testing.assert_close(low_pass(low, radius=radius), low, rtol=0, atol=1e-12)
+    torch.testing.assert_close(high_pass(high, radius=radius), high, rtol=0, atol=1e-12)
+    torch.testing.assert_close((low * high).sum((1, 2, 3)), torch.zeros(2, dtype=x.dtype), rtol=0, atol=1e-9)
+    torch.testing.assert_close(low.mean((2, 3)), x.mean((2, 3)), rtol=0, atol=1e-12)
+
+
+def test_a_wave_passes_by_its_frequency() -> None:
+    """A plane wave of (3, 4) cycles per image, 5 in all, passes at radius 5 and not below."""
+    rows, columns = torch.arange(16.0, dtype=torch.float64), torch.arange(16.0, dtype=torch.float64)
+    wave = (0.3 * torch.cos(2 * math.pi * (3 * rows[:, None] + 4 * columns[None]) / 16)).view(1, 1, 16, 16)
+    torch.testing.assert_close(low_pass(wave + 0.5, radius=5), wave + 0.5, rtol=0, atol=1e-12)
+    torch.testing.assert_close(low_pass(wave + 0.5, radius=4.99), torch.full_like(wave, 0.5), rtol=0, atol=1e-12)
+    torch.testing.assert_close(high_pass(wave + 0.5, radius=4.99), wave, rtol=0, atol=1e-12)
+    assert high_pass(wave + 0.5, radius=4.99, clip=True).min() == 0
+
+
+def test_the_coded_filters_keep_the_published_shares() -> None:
+    """At 224 pixels a radius of 130 keeps 7.0 % of the modes, 144 keeps 1.7 %; the zero frequency is among the low."""
+    x = images(1, 1, 224, 224)
+
+    def share(radius: float) -> float:
+        # Its mask is not symmetric: of a mode whose conjugate is not kept half is left by taking the real part.
+        ratio = torch.fft.fft2(low_pass(x, radius=radius, reading="as_coded")) / torch.fft.fft2(x)
+        return float(ratio.real.mean())
+
+    assert share(130) == pytest.approx(0.070, abs=0.0005)
+    assert share(144) == pytest.approx(0.017, abs=0.0005)
+    low, high = (f(x, radius=130.5, reading="as_coded") for f in (low_pass, high_pass))
+    torch.testing.assert_close(low + high, x, rtol=0, atol=1e-12)
+    torch.testing.assert_close(low.mean(), x.mean(), rtol=0, atol=1e-12)
+
+
+def test_random_filters_drop_modes_with_their_probability() -> None:
+    """In pairs of conjugates, so that nothing imaginary is lost; each channel for itself; the share is p."""
+    x = images(8, 3, 32, 32)
+    found = torch.fft.fft2(random_fourier(x, p=0.3, generator=torch.Generator().manual_seed(0)))
+    ratio = found / torch.fft.fft2(x)
+    kept = (ratio - 1).abs() < 1e-6
+    assert (kept | (ratio.abs() < 1e-6)).all()
+    n = kept.numel() / 2  # pairs are one draw
+    assert abs(float(kept.double().mean()) - 0.7) < 5 * math.sqrt(0.3 * 0.7 / n)
+    assert not torch.equal(kept[:, 0], kept[:, 1])
+    coded = torch.fft.fft2(random_fourier(x, p=0.3, reading="as_coded", generator=torch.Generator().manual_seed(0)))
+    halves = ((coded / torch.fft.fft2(x)).abs() - 0.5).abs() < 1e-6
+    assert abs(float(halves.double().mean()) - 2 * 0.3 * 0.7) < 0.02
+
+
+@pytest.mark.parametrize(
+    ("call", "says"),
+    [
+        (lambda x: saturate(x, p=0), "above 0"),
+        (lambda x: saturate(x, p=math.nan), "above 0"),
+        (lambda x: patch_shuffle(x, k=3), "2, 4, 8 do"),
+        (lambda x: patch_shuffle(x, k=0), "at least 1"),
+        (lambda x: low_pass(x, radius=-1), "from 0 to 5.65"),
+        (lambda x: high_pass(x, radius=6), "from 0 to 5.65"),
+        (lambda x: low_pass(x, radius=9, reading="as_coded"), "indices"),
+        (lambda x: random_fourier(x, p=1.5), "probability"),
+        (lambda x: saturate(255 * x), "must lie in"),
+        (lambda x: stylize(x, encoder_weights="nowhere", decoder_weights="nowhere"), "at least 16 pixels"),
+        (lambda x: fast_style(x, weights="nowhere.safetensors"), "no file 'nowhere.safetensors'"),
+    ],
+)
+def test_settings_out_of_range_are_refused(call: Callable[[Tensor], Tensor], says: str) -> None:
+    """The value, the rule, the remedy."""
+    with pytest.raises(PellucidError, match=says):
+        call(images())
+
+
+@pytest.mark.parametrize("name", ["saturate", "patch_shuffle", "low_pass", "high_pass", "random_fourier"])
+def test_transforms_keep_shape_type_and_what_they_are_given(name: str) -> None:
+    """From a specification, by discovery; differentiable; an empty batch; the images themselves are not written to."""
+    transform = registry.parse(
+        {"low_pass": "low_pass(radius=3)", "high_pass": "high_pass(radius=3)"}.get(name, name), "transforms"
+    )
+    assert name in registry.public("transforms")
+    x = images(2, dtype=torch.float32)
+    before = x.clone()
+    at = x.clone().requires_grad_()
+    found = transform(at, generator=torch.Generator().manual_seed(0))
+    assert found.shape == x.shape
+    assert found.dtype == x.dtype
+    assert torch.equal(x, before)
+    assert torch.autograd.grad(found.square().sum(), at)[0].any()
+    assert transform(x[:0], generator=torch.Generator()).shape == (0, 3, 8, 8)
+
+
+def test_adain_has_the_styles_statistics() -> None:
+    """Mean and deviation of every channel are the style's; its own style changes nothing; a channel's place is kept."""
+    content, style = images(2, 4, 6, 6), 3 * images(2, 4, 5, 9, seed=1) - 1
+    found = adain(content, style)
+    torch.testing.assert_close(found.mean((2, 3)), style.mean((2, 3)), rtol=0, atol=1e-12)
+    torch.testing.assert_close(found.var((2, 3)), style.var((2, 3)), rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(adain(content, content), content, rtol=0, atol=1e-12)
+    correlation = torch.corrcoef(torch.stack([content[0, 0].flatten(), found[0, 0].flatten()]))[0, 1]
+    assert correlation == pytest.approx(1, abs=1e-9)
+
+
+def filled(network: nn.Module, seed: int = 0) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return {name: 0.1 * torch.empty_like(t).normal_(generator=generator) for name, t in network.state_dict().items()}
+
+
+@pytest.fixture
+def weights(tmp_path: Path) -> dict[str, str]:
+    """Files of random weights, the encoder with the layers that nobody uses, as it is published."""
+    encode, decode = filled(encoder_layers()), filled(decoder_layers(), 1)
+    save_file(encode | {"32.weight": torch.zeros(512, 512, 3, 3)}, tmp_path / "vgg_normalised.safetensors")
+    torch.save(decode, tmp_path / "decoder.pth")
+    save_file(filled(FeedForward()), tmp_path / "fast.safetensors")
+    return {
+        name: str(tmp_path / file)
+        for name, file in (
+            ("encoder", "vgg_normalised.safetensors"),
+            ("decoder", "decoder.pth"),
+            ("fast", "fast.safetensors"),
+        )
+    }
+
+
+def test_stylising_mixes_statistics_and_draws_a_painting_per_image(weights: dict[str, str], tmp_path: Path) -> None:
+    """In the box; the same seed the same paintings, whatever the batch; alpha 0 needs none; grey comes back grey."""
+    from PIL import Image
+
+    for number in range(5):
+        (tmp_path / "art/train/any").mkdir(parents=True, exist_ok=True)
+        pixels = np.random.default_rng(number).integers(0, 256, (30, 24 + number, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"art/train/any/{number}.png")
+    put = partial(
+        stylize, encoder_weights=weights["encoder"], decoder_weights=weights["decoder"], styles=str(tmp_path / "art")
+    )
+    x = images(4, 3, 20, 16, dtype=torch.float32)
+    found = put(x, generator=PerImage(0, range(4)))
+    assert found.shape == x.shape
+    assert found.min() >= 0
+    assert found.max() <= 1
+    torch.testing.assert_close(found[2:], put(x[2:], generator=PerImage(0, [2, 3])), rtol=0, atol=1e-5)
+    plain = [put(x, alpha=0.0, generator=PerImage(seed, range(4))) for seed in (0, 1)]
+    torch.testing.assert_close(plain[0], plain[1], rtol=0, atol=1e-6)
+    assert put(x[:, :1], generator=PerImage(0, range(4))).shape == (4, 1, 20, 16)
+    with pytest.raises(PellucidError, match="1 or 3 channels"):
+        put(x[:, :2])
+    with pytest.raises(PellucidError, match=r"does not hold the weights of AdaIN's encoder.*tensors differ"):
+        stylize(x, encoder_weights=weights["fast"], decoder_weights=weights["decoder"])
+    with pytest.raises(PellucidError, match="in \\[0, 1\\]"):
+        put(x, alpha=1.5)
+
+
+@pytest.mark.parametrize("size", [(16, 16), (17, 22)])
+def test_the_feed_forward_network_layer_by_layer(weights: dict[str, str], size: tuple[int, int]) -> None:
+    """Against its description written out with torch's own layers: SAME borders, instance norms, transposed cut."""
+    w = {name: t.double() for name, t in stylising.read_state_dict(Path(weights["fast"])).items()}
+    x = images(1, 3, *size)
+
+    def norm(a: Tensor, name: str) -> Tensor:
+        mean, variance = a.mean((2, 3), keepdim=True), a.var((2, 3), keepdim=True, correction=0)
+        scale, shift = (w[f"{name}.norm_{part}"].view(1, -1, 1, 1) for part in ("scale", "shift"))
+        return scale * (a - mean) / (variance + 1e-3).sqrt() + shift
+
+    def same(a: Tensor, name: str, stride: int = 1) -> Tensor:
+        kernel = w[f"{name}.weight"]
+        pads: list[int] = []
+        for n in (a.shape[3], a.shape[2]):
+            missing = max(0, (math.ceil(n / stride) - 1) * stride + kernel.shape[2] - n)
+            pads += [missing // 2, missing - missing // 2]
+        return norm(F.conv2d(F.pad(a, pads), kernel, stride=stride), name)
+
+    a = same(255 * x, "conv1").relu()
+    a = same(same(a, "conv2", 2).relu(), "conv3", 2).relu()
+    for block in range(1, 6):
+        a = a + same(same(a, f"res{block}.conv1").relu(), f"res{block}.conv2")
+    for name in ("up1", "up2"):
+        a = norm(F.conv_transpose2d(a, w[f"{name}.weight"], stride=2)[:, :, :-1, :-1], name).relu()
+    expected = ((150 * same(a, "conv_out").tanh() + 127.5) / 255)[:, :, : size[0], : size[1]].clamp(0, 1)
+    found = fast_style(x, weights=weights["fast"])
+    assert found.shape == x.shape
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-9)
+
+
+def test_weights_are_read_again_when_their_file_has_changed(weights: dict[str, str]) -> None:
+    """A file is read once while it stays as it is."""
+    x = images(1, 3, 16, 16)
+    before = fast_style(x, weights=weights["fast"])
+    assert torch.equal(before, fast_style(x, weights=weights["fast"]))
+    save_file(filled(FeedForward(), 7), weights["fast"])
+    assert not torch.equal(before, fast_style(x, weights=weights["fast"]))
