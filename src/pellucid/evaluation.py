@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from pellucid import registry
 from pellucid.balls import Ball, slack
 from pellucid.data import ImageSet
+from pellucid.draws import PerImage
 from pellucid.errors import PellucidError
 from pellucid.mapping import true_class_maps
 from pellucid.metrics import correct, discrepancy, input_gradient_norm, kendall_tau, margin, sizes, top_k_overlap
@@ -28,7 +29,7 @@ from pellucid.network import device_of, frozen, full_precision
 from pellucid.own_functions import source_digest
 from pellucid.results import Rows, concatenate, fingerprint, model_digest, read_rows, write_rows
 from pellucid.seeds import derive_seed
-from pellucid.types import Attack, Generator, Images, Interpreter, Labels, Notes
+from pellucid.types import Attack, Generator, Images, Interpreter, Labels, Notes, Transform
 
 CHUNK = 100  # images per chunk at most: the seeds hang on it, so it follows from the images' size alone
 COLUMNS = 2  # the edition of the rows' columns: chunks stored with others are made anew
@@ -38,12 +39,15 @@ Look = Callable[[Images, Images, Rows], None]
 
 @dataclass(frozen=True)
 class Measurement:
-    """What to measure: an attack (or none), the interpreter whose maps are compared, input-gradient norms or not."""
+    """What to measure: an attack (or none), the interpreter whose maps are compared, input-gradient norms or not; and
+    the transform that comes before all of it, so that an attack begins at transformed images.
+    """
 
     attack: Attack | None = None
     interpreter: Interpreter | None = None
     gradient_norm: bool = False
     top_k: int = 8
+    transform: Transform | None = None
 
     def __post_init__(self) -> None:
         if self.attack is not None and registry.option(self.attack, "targeted"):
@@ -89,6 +93,8 @@ def evaluate(
                 parts.append(found)
             else:
                 x, y = images.batch(chunk)
+                if measurement.transform is not None:
+                    x = transformed(measurement.transform, x, chunk, seed)
                 generator = torch.Generator(device).manual_seed(derive_seed("evaluate", seed, first))
                 attacked, rows = _measure(model, x.to(device), y.to(device), measurement, generator)
                 parts.append({"index": chunk.numpy()} | rows)
@@ -109,6 +115,21 @@ def _stored(path: Path | None) -> Rows | None:
         return None
 
 
+def transformed(transform: Transform, x: Images, rows: Tensor | Sequence[int], seed: int) -> Images:
+    """What a transform makes of images, each with a stream of random numbers of its own: of its row and the seed.
+
+    Raises `PellucidError` where that is not finite, or of another shape or type.
+    """
+    random = "generator" in inspect.signature(transform).parameters
+    found = transform(x, **({"generator": PerImage(seed, torch.as_tensor(rows).tolist())} if random else {}))
+    name = registry.describe(transform)
+    if found.shape != x.shape or found.dtype != x.dtype:
+        raise PellucidError(f"{name} returned {found.dtype} {tuple(found.shape)} for {x.dtype} {tuple(x.shape)}")
+    if not bool(found.isfinite().all()):
+        raise PellucidError(f"{name} returned pixels that are not finite")
+    return found
+
+
 def chunk_size(shape: tuple[int, ...]) -> int:
     """How many images of a shape are measured at once."""
     return max(4, min(CHUNK, CHUNK_VALUES // max(1, math.prod(shape))))
@@ -125,7 +146,9 @@ def content_key(
         registry.describe(registry.complete(f)) if f else None for f in (measurement.attack, measurement.interpreter)
     )
     what = [attack, interpreter, measurement.gradient_norm, measurement.top_k]
-    what += [source_digest(f) for f in registry.own(measurement.attack, measurement.interpreter)]
+    what += [] if measurement.transform is None else [registry.describe(registry.complete(measurement.transform))]
+    own = registry.own(measurement.attack, measurement.interpreter, measurement.transform)
+    what += [source_digest(f) for f in own]
     where = [version("pellucid"), torch.__version__, device.type, chunk_size(images.shape), COLUMNS]
     return fingerprint(model_digest(model), answers, what, images.digest, indices.tolist(), seed, where)
 

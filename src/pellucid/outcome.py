@@ -7,6 +7,7 @@ import numpy as np
 from pellucid.results import Rows, bootstrap, rate
 from pellucid.stealth import sneaking_scores
 
+BATCH = 32  # of Zhang & Zhu's evaluation
 NORMS = ("linf", "l2", "l1", "l0")
 
 
@@ -43,6 +44,24 @@ def outcome(clean: Rows, rows: Rows, *, sizes: bool = False) -> dict[str, Any]:
         tau = rows["tau_target"][rows["found"] & np.isfinite(rows["tau_target"])]
         found["kendall_tau_target"] = float(tau.mean()) if len(tau) else None
     return found
+
+
+def on_correct(clean: Rows, rows: Rows) -> dict[str, Any]:
+    """Accuracy under a change among the images that were right before it (Zhang & Zhu 2019, sec. 4.2).
+
+    `accuracy_on_correct`: those right before and after, over those right before, with a 95 % Wilson interval;
+    `_batch_mean` the mean of that ratio over batches of 32, as their code has it, batches with none right left out.
+    """
+    before, both = clean["correct"], clean["correct"] & rows["correct"]
+    found = rate(both[before])
+    parts = [slice(first, first + BATCH) for first in range(0, len(before), BATCH)]
+    ratios = [both[part].sum() / before[part].sum() for part in parts if before[part].any()]
+    return {
+        "accuracy_on_correct": found["value"],
+        "interval_on_correct": [found["low"], found["high"]],
+        "n_correct": found["n"],
+        "accuracy_on_correct_batch_mean": float(np.mean(ratios)) if ratios else None,
+    }
 
 
 def tally(broken_by: np.ndarray) -> dict[str, int]:
