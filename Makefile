@@ -22,15 +22,17 @@ check: $(VENV)/.installed-dev
 	$(BIN)/ruff check
 	$(BIN)/pyright
 
-# Hours: every classifier of the zoo, trained and measured; give it again to go on. PELLUCID_DATA must hold mnist.
+# Hours: every classifier of the zoo, trained and measured anew; give it again to go on. PELLUCID_DATA must hold mnist.
 zoo: $(VENV)/.installed
-	OMP_NUM_THREADS=1 $(BIN)/pellucid zoo --folder zoo --build
+	OMP_NUM_THREADS=1 $(BIN)/pellucid zoo --folder zoo --build --fresh
 
 # What `make zoo` made, into the package: cards, and weights of less than a MiB.
 zoo-package:
-	mkdir -p src/pellucid/pretrained_models
-	cd zoo && find . -path '*/teacher/*' -prune -o \( -name card.json -o -name recipe.json -o -name seconds.json \
-	    -o -name model.safetensors -size -1024k \) -exec cp --parents {} ../src/pellucid/pretrained_models \;
+	rm -rf src/pellucid/pretrained_models && mkdir -p src/pellucid/pretrained_models
+	cd zoo && for card in $$(find . -name card.json); do cd "$${card%/*}" && \
+	    find . -maxdepth 1 \( -name card.json -o -name recipe.json -o -name seconds.json \
+	    -o -name model.safetensors -size -1024k \) -exec install -D -m 644 {} \
+	    "$(CURDIR)/src/pellucid/pretrained_models/$${card%/*}/{}" \; && cd "$(CURDIR)/zoo"; done
 
 bench: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/attacks.py

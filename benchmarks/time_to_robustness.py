@@ -3,9 +3,10 @@
     make bench-time                                                        # one process
     torchrun --nproc-per-node 2 benchmarks/time_to_robustness.py           # two cores
 
-Prints, for every number of steps, seconds of training, and on the first 1,000 test images accuracy under PGD-200 and
-Kendall's tau under the as-coded attack on maps at ε 0.3, with 95 % intervals. The goals are the published figures:
-of Int (PGD .790, tau .913, 110,000 steps of 41 passes) and of Adv (PGD .890). PELLUCID_DATA must hold mnist.
+Prints, for every number of steps, seconds of training, and accuracy under PGD-200 and Kendall's tau under the as-coded
+attack on maps at ε 0.3, with 95 % intervals. The goals are the published figures: of Int (PGD .790, tau .913, 110,000
+steps of 41 passes) and of Adv (PGD .890). On test images 1,000 to 1,999: the recipe was chosen on the first 1,000.
+PELLUCID_DATA must hold mnist.
 """
 
 import argparse
@@ -24,7 +25,7 @@ from pellucid.parallel import leads
 from pellucid.process import settle
 from pellucid.training import train
 
-GOALS = {"Int": (0.79, 0.91), "Adv": (0.89, 0.0)}
+GOALS = {"Int": (0.79, 0.913), "Adv": (0.89, 0.0)}
 STEPS = (500, 1000, 1500, 2000, 3000, 4000, 6000, 8000)
 
 
@@ -52,11 +53,13 @@ def main() -> None:
             )
         if not missed:
             return
+    if leads():
+        print(f"not reached in {STEPS[-1]} steps: {', '.join(missed)}")
 
 
 def measured(model: torch.nn.Module, test: data.ImageSet) -> tuple[float, float, str]:
     """Accuracy under PGD-200, tau, and both in words."""
-    rows = range(1000)
+    rows = range(1000, 2000)
     clean = evaluate(model, test, rows, Measurement())
     attacks = [registry.parse(spec.format(eps=0.3), "attacks") for spec in (pretrained.PGD, pretrained.AAI)]
     pgd = outcome(clean, evaluate(model, test, rows, Measurement(attacks[0])))

@@ -117,8 +117,11 @@ def test_one_chunk_shows_that_it_moves(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_without_a_terminal_there_is_a_line_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
-    """After half a minute, then each minute: the share, the time it took and takes. Quiet, none."""
-    said, clock = io.StringIO(), iter([0.0, 10.0, 40.0, 60.0, 101.0])
+    """After half a minute, then each minute: the share, the time it took and takes. Quiet, none.
+
+    Of a resumed run what is left is judged by this session's pace; another part of the work begins anew.
+    """
+    said, clock = io.StringIO(), iter([0.0, 10.0, 40.0, 60.0, 101.0, 0.0, 1.0, 31.0, 40.0, 100.0])
     monkeypatch.setattr("pellucid.cli.common.err", Console(file=said, width=200))
     monkeypatch.setattr("pellucid.cli.common.time.monotonic", lambda: next(clock))
     with progress("counting", 200) as advance:
@@ -127,12 +130,18 @@ def test_without_a_terminal_there_is_a_line_now_and_then(monkeypatch: pytest.Mon
         advance(10)
         advance(0, at=100)
     assert said.getvalue().splitlines() == [
-        "counting: 10% in 1 min, 6 min left (slowly)",
-        "counting: 50% in 2 min, 2 min left",
+        "counting: 10% in 40 s, 6 min left (slowly)",
+        "counting: 50% in 101 s, 101 s left",
     ]
+    with progress("resumed", 1000) as advance:
+        advance(0, at=900)
+        advance(0, at=910)
+        advance(0, at=5)
+        advance(0, at=65)
+    assert said.getvalue().splitlines()[2:] == ["resumed: 91% in 31 s, 4 min left", "resumed: 6% in 100 s, 16 min left"]
     with progress("counting", 200, quiet=True) as advance:
         advance(200)
-    assert len(said.getvalue().splitlines()) == 2
+    assert len(said.getvalue().splitlines()) == 4
 
 
 def test_evaluate_explain_and_list(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

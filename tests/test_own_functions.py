@@ -1,6 +1,7 @@
 """A user's own objectives, attacks and interpreters, by where they stand."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +11,10 @@ from pellucid.architectures.small import small
 from pellucid.data import load
 from pellucid.errors import PellucidError
 from pellucid.evaluation import Measurement, evaluate
+from pellucid.models import load_model, save_model
+from pellucid.own_functions import source_digest
 from pellucid.recipe import Recipe
+from pellucid.run_folder import finished
 from pellucid.training import train
 
 OBJECTIVE = """
@@ -27,8 +31,17 @@ def unfinished(model, x, y, *, step, generator=None):
     return model(x), {}
 """
 ATTACK = """
-def shifted(model, x, y, *, by: float = SHIFT, generator=None):
-    return (x + by).clamp(0, 1)
+import torch
+
+@torch.no_grad()
+def shifted(model, x, y, *, generator=None):
+    return (x + SHIFT).clamp(0, 1)
+
+def broken(model, x, y, *, generator=None):
+    return torch.nn.functional.cross_entropy(x, y.float())
+
+def forgetful(model, x, y):
+    return x
 """
 
 
@@ -57,6 +70,9 @@ def test_a_specification_names_a_function_of_a_file(mine: Path) -> None:
         (f"{mine}:nothing", "no function 'nothing'"),
         (f"{mine.parent}/absent.py:f", "cannot import"),
         (f"{mine}:smoothed(", "cannot read"),
+        (f"{mine}:smoothed(smoothing=0.1)(smoothing=0.2)", "names no function"),
+        (f"{mine}:smoothed(smoothing=0.1) + (1)", "names no function"),
+        (f"{mine}:broken(a=1)", "has none; options stand behind"),
     ):
         with pytest.raises(PellucidError, match=says):
             registry.parse(wrong, "objectives")
@@ -90,14 +106,15 @@ def test_a_run_is_not_resumed_by_other_code(mine: Path, tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         train(recipe, digits, tmp_path / "run", report=stop)
     mine.write_text(OBJECTIVE.replace("0.1", "0.3"))
-    with pytest.raises(PellucidError, match="code was"):
+    with pytest.raises(PellucidError, match="own objective or validation was changed"):
         train(recipe, digits, tmp_path / "run", resume=True)
     mine.write_text(OBJECTIVE)
     train(recipe, digits, tmp_path / "run", resume=True)
 
 
 def test_rows_of_an_attack_of_ones_own_belong_to_its_code(tmp_path: Path) -> None:
-    """The file is changed: its rows in the same folder are made anew. Unchanged, they are read."""
+    """The body in the file is changed, beneath a decorator: its rows in the same folder are made anew. Unchanged, they
+    are read. What counts is the file as it was when it was imported."""
     path = tmp_path / "attack.py"
     network, digits = small(generator=torch.Generator().manual_seed(0)), load("digits", "test")
     found = []
@@ -109,3 +126,51 @@ def test_rows_of_an_attack_of_ones_own_belong_to_its_code(tmp_path: Path) -> Non
     assert found[1]["linf"].max() == pytest.approx(0.2, abs=1e-6)
     assert (found[0]["linf"] == found[2]["linf"]).all()
     assert len(list((tmp_path / "cells").iterdir())) == 2
+    path.write_text(ATTACK.replace("SHIFT", "0.3"))  # after its import: the attack in hand is the old one
+    again = evaluate(network, digits, torch.arange(4), Measurement(attack), cells=tmp_path / "cells")
+    assert (found[0]["linf"] == again["linf"]).all()
+    assert len(list((tmp_path / "cells").iterdir())) == 2
+
+
+def test_what_has_no_file_is_told_apart_by_its_code() -> None:
+    """Constants, names and inner functions count: a notebook's functions differ in nothing else."""
+    bodies = ("x + 0.1", "x + 0.2", "x - 0.1", "(lambda z: z + 0.1)(x)", "(lambda z: z + 0.2)(x)", "x.abs()", "x.exp()")
+    digests = []
+    for body in bodies:
+        made: dict[str, Any] = {}
+        exec(compile(f"def f(x):\n    return {body}", "<cell>", "exec"), made)
+        digests.append(source_digest(made["f"]))
+    assert len(set(digests)) == len(bodies)
+
+
+def test_mistakes_of_an_attack_of_ones_own_are_told_with_their_place(tmp_path: Path) -> None:
+    """The line in the user's file, not the one in torch; and how it is called."""
+    path = tmp_path / "attack.py"
+    path.write_text(ATTACK.replace("SHIFT", "0.1"))
+    network, digits = small(generator=torch.Generator().manual_seed(0)), load("digits", "test")
+    for name, says in (("broken", r"attack.py, line 9\)"), ("forgetful", r"called with \(model, x, y, generator")):
+        measurement = Measurement(registry.parse(f"{path}:{name}", "attacks"))
+        with pytest.raises(PellucidError, match=says):
+            evaluate(network, digits, torch.arange(4), measurement)
+
+
+def test_a_file_of_weights_runs_no_program(mine: Path, tmp_path: Path) -> None:
+    """The architecture that a file names is one of Pellucid's own; a file of code named there is not even imported."""
+    mine.write_text("raise SystemExit('it ran')")
+    save_model(small(), tmp_path / "innocent.safetensors", architecture=f"{mine}:net")
+    with pytest.raises(PellucidError, match="an architecture is one of"):
+        load_model(tmp_path / "innocent.safetensors")
+
+
+def test_a_validation_of_ones_own_is_part_of_the_run(tmp_path: Path) -> None:
+    """Changed in between, the run is another; a finished run of changed code is not taken for this one."""
+    path, digits = tmp_path / "attack.py", load("digits", "train").select(range(60))
+    path.write_text(ATTACK.replace("SHIFT", "0.1"))
+    recipe = Recipe(steps=4, batch_size=8, validate=f"{path}:shifted", validate_every=2, held_out=10)
+    train(recipe, digits, tmp_path / "run")
+    assert finished(tmp_path / "run", recipe)
+    path.write_text(ATTACK.replace("SHIFT", "0.2"))
+    with pytest.raises(PellucidError, match="own objective or validation was changed"):
+        finished(tmp_path / "run", recipe)
+    with pytest.raises(PellucidError, match="own objective or validation was changed"):
+        train(recipe, digits, tmp_path / "run", resume=True)

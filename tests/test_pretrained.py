@@ -3,7 +3,9 @@
 import json
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -79,6 +81,32 @@ def test_what_the_package_brings_is_taken_over(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(pretrained, "recipes", lambda: {"digits/small/int2": replace(QUICK, steps=2)})
     pretrained.build(["digits/small/int2"], tmp_path / "other", effort=EFFORT, say=say)
     assert set(said) == {"measuring", "training"}
+    monkeypatch.setattr(pretrained, "recipes", lambda: {"digits/small/int2": QUICK})
+    said.clear()
+    pretrained.build(["digits/small/int2"], tmp_path / "fresh", effort=EFFORT, adopt=False, say=say)
+    assert set(said) == {"measuring", "training"}
+    said.clear()
+    monkeypatch.setattr(pretrained.data_sets, "load", lambda name, split: load(name, split).select(range(100)))
+    pretrained.build(["digits/small/int2"], tmp_path / "others' images", effort=EFFORT, say=say)
+    assert set(said) == {"measuring", "training"}
+
+
+@pytest.mark.usefixtures("one_recipe")
+def test_a_card_is_of_what_its_attacks_do_now(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An option's default has changed: the card is made anew; the same, it is read."""
+    said: list[str] = []
+
+    def say(what: str, done: int, whole: int) -> None:
+        del done, whole
+        said.append(what)
+
+    pretrained.build(["digits/small/int2"], tmp_path, effort=EFFORT)
+    pretrained.build(["digits/small/int2"], tmp_path, effort=EFFORT, say=say)
+    assert not said
+    complete = registry.complete
+    monkeypatch.setattr(registry, "complete", lambda attack: partial(complete(attack), top_k=3))
+    pretrained.build(["digits/small/int2"], tmp_path, effort=EFFORT, say=say)
+    assert said
 
 
 @pytest.mark.usefixtures("one_recipe")
@@ -88,7 +116,7 @@ def test_a_card_alone_is_shown_and_not_loaded(tmp_path: Path, monkeypatch: pytes
     (tmp_path / "digits/small/int2/model.safetensors").unlink()
     monkeypatch.setattr(pretrained, "_places", lambda _: [tmp_path])
     assert list(pretrained.cards()) == ["digits/small/int2"]
-    with pytest.raises(PellucidError, match=r"its card alone.*--only digits/small/int2"):
+    with pytest.raises(PellucidError, match=r"the card alone.*--only digits/small/int2"):
         pretrained.zoo("digits/small/int2")
 
 
@@ -130,14 +158,31 @@ def test_the_table_has_a_row_for_every_card(tmp_path: Path) -> None:
     low, high = wilson(round(card["pgd"]["0.4"]["robust"] * 10), 10)
     assert value == pytest.approx(card["pgd"]["0.4"]["robust"], abs=5e-4)
     assert half == pytest.approx(max(value - low, high - value), abs=1e-3)
-    tau, survivors = one[head.index("tau 0.1")].split(" (")
+    tau, n = one[head.index("tau 0.1")].split(" (")
     entry = card["aai"]["0.1"]
     assert float(tau.split(" ±")[0]) == pytest.approx(entry["kendall_tau"], abs=5e-4)
-    assert int(survivors[:-1]) == entry["survivors"]
+    assert int(n[:-1]) == entry["n_tau"]
+    assert ("±" in tau) == (entry["n_tau"] >= 10)
     clean = [float(part) for part in mean[1].replace("[", "").replace("]", "").replace(",", "").split()]
     assert clean == pytest.approx([0.5, *sorted([card["clean"], other["clean"]])], abs=1e-3)
     assert published[robust] == ".385"
     assert published[1] == ".950"
+
+
+def test_shorter_ensembles_are_starred_and_a_seed_without_a_figure_leaves_no_mean() -> None:
+    """Two attacks never stand in one column unmarked; a mean of 2 is of 2."""
+    short = pretrained.SHORT.format(eps=0.3)
+    ensemble = {"0.3": {"attack": short, "robust": 0.5, "interval": [0.4, 0.6]}}
+    card: dict[str, Any] = {"clean": 0.9, "n": 100, "ensemble": ensemble, "aai": {}}
+    few = {"kendall_tau": 0.5, "kendall_tau_interval": [0.4, 0.6], "n_tau": 9}
+    many = {**few, "n_tau": 10}
+    lines = zoo_table.table({"a": card | {"aai": {"0.1": few, "0.2": many}}, "a@1": card}).splitlines()
+    assert r".500 ±.100\*" in lines[2]
+    assert ".500 (9)" in lines[2]
+    assert ".500 ±.100 (10)" in lines[2]
+    assert lines[-1] == rf"\* {short}"
+    assert ".500 [.500, .500]" in lines[4]  # the ensemble's, which both have
+    assert lines[4].count("[") == 2  # and clean: no tau
 
 
 def test_every_recipe_is_of_what_there_is() -> None:

@@ -1,12 +1,15 @@
 """Watching, averaging, accumulating, augmenting, and training by several processes."""
 
 import copy
+import itertools
 import json
 import os
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -128,13 +131,11 @@ def test_validation_is_what_it_says(tiny: Network, images: Tensor, digits: Image
     """Accuracy, and the share right both clean and attacked, as counted here."""
     del images
     network = nn.Sequential(tiny.double().float()).eval()
-    recipe = replace(FULL, validate="pgd(ball=Linf(0.1), steps=3, random_start=False)")
+    attack = partial(pgd, ball=Linf(0.1), steps=3, random_start=False)
     few = digits.select([row for row in range(len(digits)) if int(digits.labels[row]) < 5][:30])
-    found = validate(network, few, recipe, torch.device("cpu"), 0)
+    found = validate(network, few, attack, torch.device("cpu"), 0)
     x, y = few.batch(range(len(few)))
-    from pellucid.balls import Linf
-
-    attacked = pgd(network, x, y, ball=Linf(0.1), steps=3, random_start=False)
+    attacked = attack(network, x, y)
     right = correct(network(x), y)
     assert found["validation_accuracy"] == float(right.double().mean())
     assert found["validation_robust"] == float((right & correct(network(attacked), y)).double().mean())
@@ -236,11 +237,12 @@ sys.exit(run(sys.argv[1:]))
 
 WATCHED = "--arch ross --batch-size 16 --ema 0.5 --validate fgsm(ball=Linf(0.1)) --validate-every 4 --held-out 40 "
 NORMED = [*WATCHED.split(), "--keep", "best", "--objective", "adversarial(attack=fgsm(ball=Linf(0.1)), clean=0.5)"]
-# Four steps an epoch: an image that one process attacked is the other's in the next.
+# Four steps an epoch: an image that one process attacked is the other's in the next. Saved between two replays too.
 REMEMBERING = ["--batch-size", "300", "--objective", "int2(ball=Linf(0.1), steps=1, start='persistent')"]
+REPLAYING = ["--batch-size", "600", "--replays", "2", "--objective", "free(ball=Linf(0.1))"]
 
 
-@pytest.mark.parametrize("options", [NORMED, REMEMBERING], ids=["batch norm, dropout, averages", "memory"])
+@pytest.mark.parametrize("options", [NORMED, REMEMBERING, REPLAYING], ids=["norms", "memory", "replays"])
 def test_two_processes_killed_and_resumed_end_as_if_they_had_not_been(tmp_path: Path, options: list[str]) -> None:
     """With batch norm, dropout, averaged weights and validation, or a memory: the same bits, however often saved."""
     script = tmp_path / "dies.py"
@@ -259,6 +261,41 @@ def test_two_processes_killed_and_resumed_end_as_if_they_had_not_been(tmp_path: 
     assert start(str(script), "0", *command, *killed, "--resume") == 0
     models = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "killed")]
     assert models[0] == models[1]
+
+
+SAVES = """
+import sys
+from pathlib import Path
+from pellucid import training
+
+training.CHECKPOINT_SECONDS, save = 1.0, training._save
+
+def noted(state, run, now, *rest):
+    save(state, run, now, *rest)
+    if state.team.leads:
+        with Path(sys.argv[0]).with_suffix(".log").open("a") as file:
+            print(now.step, file=file)
+
+training._save = noted
+from pellucid.cli import run
+sys.exit(run(sys.argv[1:]))
+"""
+
+
+def test_several_processes_save_once_when_it_is_due(tmp_path: Path) -> None:
+    """What was wished for before a save is not done again after the next step."""
+    script = tmp_path / "saves.py"
+    script.write_text(SAVES)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
+    command = ["train", "--data", "digits", "--arch", "ross", "--steps", "60", "--batch-size", "64", "--quiet"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*launch, *command, "--out", str(tmp_path / "run")], env=environment, capture_output=True, check=False
+    )
+    assert done.returncode == 0, done.stderr.decode()
+    steps = [int(line) for line in (tmp_path / "saves.log").read_text().split()]
+    assert len(steps) >= 3, "too fast a machine for this test: more steps"
+    assert all(late - early > 1 for early, late in itertools.pairwise(steps[:-1]))
 
 
 def test_augmented_images_are_parts_of_the_images(generator: torch.Generator) -> None:
@@ -362,42 +399,35 @@ class Threads(Team):
         return found
 
 
-def test_two_memories_are_one_with_the_joint_batches() -> None:
-    """Whoever attacked an image last, both know where that ended when it comes again, and where all ended at last."""
-    alone = Memory(24, (1, 2, 2), torch.Generator().manual_seed(0), Team())
-    first = Threads(0, 2)
-    teams = [first, replace(first, rank=1)]
-    pair = [Memory(24, (1, 2, 2), torch.Generator().manual_seed(0), each) for each in teams]
-    batches = [torch.randperm(24, generator=torch.Generator().manual_seed(e)).split(8) for e in range(3)]
-    plan = [batch for epoch in batches for batch in epoch for _ in range(2)]  # each taken twice in a row
-    images = torch.rand(24, 1, 2, 2, generator=torch.Generator().manual_seed(1)) * 0.5 + 0.25
-    wrong: list[int] = []
-
-    def visit(memory: Memory, number: int, batch: Tensor) -> None:
-        memory.visit(batch)
-        shift = torch.full((24, 1, 1, 1), 0.1) * torch.cos(torch.arange(24.0) + number)[:, None, None, None]
-        memory.keep(images[memory.rows], images[memory.rows] + shift[memory.rows], Linf(0.1))
-
-    held = []
+def attack_all(memory: Memory, plan: list[Tensor], exchanged: tuple[int, ...]) -> list[Tensor]:
+    """Visit batch after batch, to keep what hangs on image and time alone; what was held of each, before."""
+    images, held = torch.full((24, 1, 2, 2), 0.5), []
     for number, batch in enumerate(plan):
-        alone.visit(batch)
-        held.append(alone.store.clone())
-        visit(alone, number, batch)
+        if number in exchanged:  # as when it is saved
+            memory.exchange()
+        memory.visit(batch)
+        held.append(memory.store[memory.rows].clone())
+        shift = 0.1 * torch.cos(torch.arange(24.0) + number)[:, None, None, None].expand(24, 1, 2, 2)
+        memory.keep(images[memory.rows], images[memory.rows] + shift[memory.rows], Linf(0.1))
+    memory.exchange()
+    return held
 
-    def follow_plan(memory: Memory) -> None:
-        for number, batch in enumerate(plan):
-            memory.visit(batch)
-            if not torch.equal(memory.store[memory.rows], held[number][memory.rows]):
-                wrong.append(number)
-            visit(memory, number, batch)
-        memory.exchange()
 
-    workers = [threading.Thread(target=follow_plan, args=(memory,)) for memory in pair]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join(120)
-    assert not wrong
+@pytest.mark.parametrize("exchanged", [(), (5,), (6, 9), tuple(range(18))])
+def test_two_memories_are_one_with_the_joint_batches(exchanged: tuple[int, ...]) -> None:
+    """Whoever attacked an image last, both know where that ended when it comes again, and where all ended at last;
+    wherever else they exchange, between the two replays of a batch too."""
+    first = Threads(0, 2)
+    teams = (Team(), first, replace(first, rank=1))
+    alone, *pair = (Memory(24, (1, 2, 2), torch.Generator().manual_seed(0), team) for team in teams)
+    batches = [torch.randperm(24, generator=torch.Generator().manual_seed(e)).split(8) for e in range(3)]
+    plan = [batch for epoch in batches for batch in epoch for _ in range(2)]
+    whole = attack_all(alone, plan, ())
+    with ThreadPoolExecutor(2) as threads:
+        halves = list(threads.map(lambda memory: attack_all(memory, plan, exchanged), pair))
+    for joint, *parts in zip(whole, *halves, strict=True):
+        assert torch.equal(joint[0::2], parts[0])
+        assert torch.equal(joint[1::2], parts[1])
     assert all(torch.equal(memory.store, alone.store) for memory in pair)
 
 

@@ -26,7 +26,7 @@ from pellucid.errors import PellucidError
 from pellucid.mapping import true_class_maps
 from pellucid.metrics import correct, discrepancy, input_gradient_norm, kendall_tau, margin, sizes, top_k_overlap
 from pellucid.network import device_of, frozen, full_precision
-from pellucid.own_functions import source_digest
+from pellucid.own_functions import place_of, source_digest
 from pellucid.results import Rows, concatenate, fingerprint, model_digest, read_rows, write_rows
 from pellucid.seeds import derive_seed
 from pellucid.types import Attack, Generator, Images, Interpreter, Labels, Notes, Transform
@@ -194,7 +194,14 @@ def attack_images(
     attack: Attack, model: nn.Module, x: Images, y: Labels, *, generator: Generator, notes: Notes = None
 ) -> Images:
     """What an attack returns, checked against box and ball. Judged here, not by the attack."""
-    found = (attack if notes is None else _noting(attack, notes))(model, x, y, generator=generator)
+    run = attack if notes is None else _noting(attack, notes)
+    try:
+        found = run(model, x, y, generator=generator)
+    except Exception as error:
+        if isinstance(error, PellucidError) or not any(registry.own(attack)):
+            raise
+        what = f"{registry.describe(attack)} raised {type(error).__name__}: {error}"
+        raise PellucidError(f"{what}{place_of(error)}; it is called with (model, x, y, generator=...)") from None
     _check_attacked(found, x, attack)
     return found
 

@@ -36,8 +36,9 @@ class Memory:
 
     def visit(self, batch: Rows) -> None:
         """The batch to come, of which this process takes its share, is of these images."""
-        if self.team.size > 1 and not torch.equal(batch, self._batch):
-            if bool(self._changed[batch].any()):  # perhaps by another process than the one that needs it now
+        if self.team.size > 1:
+            again = torch.equal(batch, self._batch)  # a replay: the same images, shared alike
+            if not again and bool(self._changed[batch].any()):  # perhaps by another process than needs it now
                 self.exchange()
             self._changed[batch] = True
         self._batch = batch

@@ -5,36 +5,56 @@ import importlib
 import importlib.util
 import inspect
 import sys
+import sysconfig
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
+from types import CodeType, ModuleType
 from typing import Any
 
 from pellucid.errors import PellucidError
 
+_SOURCE = "__pellucid_source__"  # in a module that `own_function` imported: its file's content hash at that moment
+
 
 def source_digest(function: Callable[..., Any]) -> str:
-    """A content hash of the file that a function stands in; of what has none, of its bytecode."""
+    """A content hash of the file that a function stands in, as it was when `own_function` imported it, else as it is;
+    of what has no file, a notebook's function, of its code."""
+    function = inspect.unwrap(function)
+    code = getattr(function, "__code__", None)
     try:
-        content = Path(inspect.getfile(function)).read_bytes()
+        return getattr(function, "__globals__", {}).get(_SOURCE) or _digest(Path(inspect.getfile(function)))
     except (TypeError, OSError):
-        content = getattr(getattr(function, "__code__", None), "co_code", repr(function).encode())
-    return hashlib.sha256(content).hexdigest()
+        return hashlib.sha256(repr(function).encode() if code is None else _spelt(code)).hexdigest()
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _spelt(code: CodeType) -> bytes:
+    """Bytecode with its constants and names, and those of the functions within."""
+    inner = [_spelt(each) if isinstance(each, CodeType) else repr(each).encode() for each in code.co_consts]
+    return b"|".join([code.co_code, repr(code.co_names).encode(), *inner])
 
 
 def place_of(error: Exception) -> str:
     """The file and line where the user's code raised it; a syntax error names its own."""
     if isinstance(error, SyntaxError):
         return "" if error.filename is None or error.filename in str(error) else f" in {error.filename}"
-    frames = traceback.extract_tb(error.__traceback__)
-    return f" ({frames[-1].filename}, line {frames[-1].lineno})" if len(frames) > 1 else ""
+    frames = traceback.extract_tb(error.__traceback__)[1:]
+    libraries = tuple(sysconfig.get_paths()[name] for name in ("stdlib", "purelib", "platlib"))
+    theirs = [frame for frame in frames if not frame.filename.startswith((*libraries, str(Path(__file__).parent), "<"))]
+    frame = next(reversed(theirs or frames), None)
+    return "" if frame is None else f" ({frame.filename}, line {frame.lineno})"
 
 
 def own_function(where: str) -> Callable[..., Any]:
     """`package.module:function` or `file.py:function`."""
     place, _, name = where.rpartition(":")
-    sys.path[:0] = [str(Path(place).resolve().parent) if place.endswith(".py") else str(Path.cwd())]
+    beside = str(Path(place).resolve().parent) if place.endswith(".py") else str(Path.cwd())
+    if beside not in sys.path:
+        sys.path.insert(0, beside)
     try:
         module = _from_path(Path(place)) if place.endswith(".py") else importlib.import_module(place)
     except (ImportError, FileNotFoundError, ValueError, TypeError) as error:
@@ -43,6 +63,8 @@ def own_function(where: str) -> Callable[..., Any]:
         ) from None
     except Exception as error:  # the user's own code: whatever it raised is told, by its name and place
         raise PellucidError(f"{place} raised {type(error).__name__} when imported: {error}{place_of(error)}") from None
+    if getattr(module, "__file__", None) and not hasattr(module, _SOURCE):
+        setattr(module, _SOURCE, _digest(Path(str(module.__file__))))
     found = getattr(module, name, None)
     if not callable(found):
         raise PellucidError(f"{place} has no function {name!r}")
@@ -57,5 +79,6 @@ def _from_path(path: Path) -> ModuleType:
         raise ImportError(f"{path} is not a Python file")
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
+    setattr(module, _SOURCE, _digest(path))
     spec.loader.exec_module(module)
     return module

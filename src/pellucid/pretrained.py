@@ -34,8 +34,9 @@ EPS = (0.1, 0.2, 0.3, 0.35, 0.4)
 ENSEMBLE_EPS = 0.3
 PGD = "pgd(ball=Linf({eps}), steps=200, step_size=0.01, stop_when_fooled=True)"
 ENSEMBLE = "ensemble(ball=Linf({eps}))"
-SHORT = "ensemble(ball=Linf({eps}), steps=30, targets=2, queries=500)"  # where ENSEMBLE takes hours: not on Small
+SHORT = "ensemble(ball=Linf({eps}), steps=30, targets=2, queries=500)"  # for networks on which ENSEMBLE takes an hour
 KEPT = ("model.safetensors", "card.json", "seconds.json", "recipe.json")  # of a network; the recipe comes last
+LAYOUT = 1  # of a card: a higher number has cards made anew
 WAIT = 5.0  # seconds between two looks at what other processes work at
 AAI = "aai(ball=Linf({eps}), reading='as_coded')"
 
@@ -50,7 +51,9 @@ class Effort:
     ensemble: str = ENSEMBLE  # its specification; empty for none
 
 
-THOROUGH = Effort()
+def effort_for(recipe: Recipe, images: int = 1000) -> Effort:
+    """What a card takes: minutes on Small, and elsewhere with the shorter ensemble."""
+    return Effort(images, ENSEMBLE if recipe.architecture == "small" else SHORT)
 
 
 def _small(objective: str, **changes: Any) -> Recipe:
@@ -120,18 +123,23 @@ def zoo(name: str, folder: Path | str | None = None) -> nn.Module:
         where = place / name
         if (where / "model.safetensors").is_file():
             return load_model(where)[0]
-    here = [each for place in places for each in _names(place)]
-    if name in here:
+    if any(name in _names(place) for place in places):
         raise PellucidError(
-            f"of {name!r} the package brings its card alone, to stay small: "
+            f"of {name!r} there is the card alone, for its weights are large: "
             f"`pellucid zoo --folder zoo --build --only {name}` trains it, for pe.zoo({name!r}, 'zoo')"
         )
+    here = [each for place in places for each in _names(place) if loadable(each, place)]
     raise PellucidError(
         f"no {name!r} in the zoo: there are {', '.join(sorted(here)) or 'none'}; "
         f"`pellucid zoo --folder zoo --build --only {name}` trains it, for pe.zoo({name!r}, 'zoo')"
         if name in recipes()
         else f"no {name!r} in the zoo: there are recipes for {', '.join(recipes())}"
     )
+
+
+def loadable(name: str, folder: Path | None = None) -> bool:
+    """Whether `zoo` would find weights."""
+    return any((place / name / "model.safetensors").is_file() for place in _places(folder))
 
 
 def cards(folder: Path | None = None) -> dict[str, dict[str, Any]]:
@@ -145,11 +153,20 @@ def cards(folder: Path | None = None) -> dict[str, dict[str, Any]]:
 
 
 def build(
-    names: Iterable[str], out: Path, *, seeds: int = 1, effort: Effort = THOROUGH, say: Say | None = None
+    names: Iterable[str],
+    out: Path,
+    *,
+    seeds: int = 1,
+    images: int = 1000,
+    effort: Effort | None = None,
+    adopt: bool = True,
+    say: Say | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Train and measure classifiers in `out/NAME` (further seeds in `out/NAME@SEED`); what is finished is kept.
 
-    First seeds come first. Several processes may share the work: each takes what no other is at, and at the end waits.
+    `effort` is by default `effort_for` each recipe, on the first `images` of the test set. With `adopt` networks that
+    the package brings, of the same recipe and training images, are not trained again. First seeds come first. Several
+    processes may share the work: each takes what no other is at, and at the end waits.
     """
     known = recipes()
     made: dict[str, dict[str, Any]] = {}
@@ -166,7 +183,8 @@ def build(
             data[recipe.data] = data_sets.load(recipe.data, recipe.split), data_sets.load(recipe.data, "test")
         try:
             with run_folder.locked(out / full / "cells"):
-                made[full] = _made(full, replace(recipe, seed=seed), *data[recipe.data], out / full, effort, say)
+                mine, measuring = replace(recipe, seed=seed), effort or effort_for(recipe, images)
+                made[full] = _made(full, mine, *data[recipe.data], out / full, measuring, adopt, say)
             passed_over = 0
         except run_folder.Busy:
             wanted.append((full, recipe, seed))
@@ -179,10 +197,18 @@ def build(
 
 
 def _made(
-    name: str, recipe: Recipe, trained: ImageSet, test: ImageSet, out: Path, effort: Effort, say: Say | None
+    name: str,
+    recipe: Recipe,
+    trained: ImageSet,
+    test: ImageSet,
+    out: Path,
+    effort: Effort,
+    adopt: bool,
+    say: Say | None,
 ) -> dict[str, Any]:
     card_path, clock_path = out / "card.json", out / "seconds.json"
-    _adopt(name, recipe, out)
+    if adopt:
+        _adopt(name, recipe, trained, out)
     if not run_folder.finished(out, recipe):
         resume = (out / run_folder.RECIPE).is_file()
         before = _clock(clock_path)["seconds"] or 0.0
@@ -203,9 +229,11 @@ def _made(
         train(recipe, trained, out, resume=resume, report=report)
         note()
     model, clock = load_model(out)[0], _clock(clock_path)
-    if recipe.architecture != "small" and effort.ensemble:
-        effort = replace(effort, ensemble=SHORT)
-    key = fingerprint(model_digest(model), test.digest, asdict(effort), EPS, ENSEMBLE_EPS, PGD, AAI)
+    plan = [
+        [kind, eps, registry.describe(registry.complete(registry.parse(spec.format(eps=eps), "attacks"))), maps]
+        for kind, eps, spec, maps in _plan(model, test, effort)
+    ]
+    key = fingerprint(model_digest(model), test.digest, effort.images, plan, LAYOUT)
     if card_path.is_file() and (old := json.loads(card_path.read_text())).get("key") == key:
         return old
     card = measured(model, test, effort, cells=out / "cells", say=say, name=name)
@@ -214,12 +242,14 @@ def _made(
     return card | {"key": key}
 
 
-def _adopt(name: str, recipe: Recipe, out: Path) -> None:
+def _adopt(name: str, recipe: Recipe, trained: ImageSet, out: Path) -> None:
     """Take over what the package brings of this recipe, weights and card, so that it is not trained again."""
     if (out / run_folder.RECIPE).is_file():
         return
     for theirs in (place / name for place in _places(None)):
-        if all((theirs / file).is_file() for file in KEPT) and run_folder.other_recipe(theirs, recipe) == []:
+        if not all((theirs / file).is_file() for file in KEPT) or run_folder.other_recipe(theirs, recipe) != []:
+            continue
+        if load_model(theirs)[1].get("data_digest") == trained.digest:
             for file in KEPT:
                 write_atomically(out / file, (theirs / file).read_bytes())
 
@@ -232,7 +262,7 @@ def _clock(path: Path) -> dict[str, Any]:
 def measured(
     model: nn.Module,
     test: ImageSet,
-    effort: Effort = THOROUGH,
+    effort: Effort,
     *,
     cells: Path | None = None,
     say: Say | None = None,
@@ -240,12 +270,11 @@ def measured(
 ) -> dict[str, Any]:
     """Clean accuracy; at each eps accuracy under PGD-200 and tau under the as-coded AAI; under the ensemble at 0.3.
 
-    On the first images of the test set. tau is over the images that keep their class (`survivors`), and over all.
+    On the first images of the test set. tau is over the images that keep their class and whose maps have an order
+    (`n_tau`), and over all.
     """
     indices = range(min(effort.images, len(test)))
-    plan: list[tuple[str, float, str, bool]] = [("pgd", eps, PGD, False) for eps in EPS]
-    plan += [("aai", eps, AAI, True) for eps in EPS] if _has_maps(model, test) else []
-    plan += [("ensemble", ENSEMBLE_EPS, effort.ensemble, False)] if effort.ensemble else []
+    plan = _plan(model, test, effort)
     done, whole = 0, len(indices) * (len(plan) + 1)
 
     def tick(images: int) -> None:
@@ -262,7 +291,7 @@ def measured(
         rows = evaluate(model, test, indices, measurement, cells=cells, tick=tick)
         figures = outcome(clean, rows)
         if maps:
-            names = ("kendall_tau", "kendall_tau_interval", "survivors", "kendall_tau_all")
+            names = ("kendall_tau", "kendall_tau_interval", "n_tau", "survivors", "kendall_tau_all")
             kept = {"attack": spec.format(eps=eps)} | {key: figures[key] for key in names}
             found.setdefault(kind, {})[str(eps)] = kept
         else:
@@ -273,6 +302,13 @@ def measured(
                 {"by_attack": figures["by_attack"]} if "by_attack" in figures else {}
             )
     return found
+
+
+def _plan(model: nn.Module, test: ImageSet, effort: Effort) -> list[tuple[str, float, str, bool]]:
+    """What a card measures: kind, radius, specification, and whether maps are compared."""
+    plan: list[tuple[str, float, str, bool]] = [("pgd", eps, PGD, False) for eps in EPS]
+    plan += [("aai", eps, AAI, True) for eps in EPS] if _has_maps(model, test) else []
+    return plan + ([("ensemble", ENSEMBLE_EPS, effort.ensemble, False)] if effort.ensemble else [])
 
 
 def packed(standing: np.ndarray) -> str:

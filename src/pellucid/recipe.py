@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from pellucid import augmentations, registry
 from pellucid.errors import PellucidError
+from pellucid.own_functions import source_digest
 from pellucid.schedules import Cosine, Ramp, Schedule, Steps, at
 from pellucid.seeds import check_seed
 
@@ -127,13 +128,18 @@ def _ends(schedule: Schedule) -> tuple[float, ...]:
     return (schedule.start, schedule.end) if isinstance(schedule, Ramp | Cosine) else (at(schedule, 0),)
 
 
-def identity(
-    recipe: Recipe, *, data_digest: str, device: str, processes: int = 1, teacher: str = "", code: str = ""
-) -> dict[str, Any]:
+def own_code(recipe: Recipe) -> str:
+    """A content hash of the user's own functions among a recipe's, its objective and its validation; empty for none."""
+    named = [registry.parse(recipe.objective, "objectives")]
+    named += [registry.parse(recipe.validate, "attacks")] if recipe.validate else []
+    return "".join(source_digest(function)[:20] for function in registry.own(*named))
+
+
+def identity(recipe: Recipe, *, data_digest: str, device: str, processes: int = 1, teacher: str = "") -> dict[str, Any]:
     """All that must be the same for a run to go on as itself: recipe, data, type of device, processes, teacher, and the
-    code of an objective of one's own."""
+    code of functions of one's own."""
     known = {"recipe": dataclasses.asdict(recipe), "data_digest": data_digest, "device": device}
-    some = {"processes": processes if processes > 1 else None, "teacher": teacher, "code": code}
+    some = {"processes": processes if processes > 1 else None, "teacher": teacher, "code": own_code(recipe)}
     return known | {name: value for name, value in some.items() if value}
 
 
@@ -145,5 +151,7 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     before = {**old, "recipe": dataclasses.asdict(Recipe(**old["recipe"]))}
     pairs = [(name, before["recipe"][name], value) for name, value in new["recipe"].items()]
     pairs += [(name, before[name], new[name]) for name in ("data_digest", "device") if name in before]
-    pairs += [(name, before.get(name), new.get(name)) for name in ("processes", "teacher", "code")]
-    return [f"{name} was {was!r} and is {now!r}" for name, was, now in pairs if was != now]
+    pairs += [(name, before.get(name), new.get(name)) for name in ("processes", "teacher")]
+    changed = [f"{name} was {was!r} and is {now!r}" for name, was, now in pairs if was != now]
+    other_code = before.get("code") != new.get("code")
+    return changed + (["the file of its own objective or validation was changed"] if other_code else [])

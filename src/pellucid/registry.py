@@ -87,22 +87,21 @@ def parse(spec: str, family: str) -> Callable[..., Any]:
 
     A function of one's own is named by where it is: `file.py:function(option=value)` or `package.module:function(...)`.
     """
-    own = _OWN.fullmatch(spec.strip()) if isinstance(spec, str) else None
-    if own is not None:
-        function = _own(own["where"])
-        call = _read(own["name"] + (own["options"] or ""))
-        return _bind(function, call) if isinstance(call, ast.Call) else function
-    tree = _read(spec)
+    theirs = _OWN.fullmatch(spec.strip()) if isinstance(spec, str) else None
+    tree = _read(spec if theirs is None else theirs["name"] + (theirs["options"] or ""))
     name = tree.func if isinstance(tree, ast.Call) else tree
     if not isinstance(name, ast.Name):
         raise PellucidError(f"{spec!r} names no function: write NAME or NAME(option=value, ...)")
-    function = _lookup(name.id, public(family), f"{family[:-1]}")
+    if theirs is not None and family == "architectures":  # a file of weights names its own: it must run no program
+        raise PellucidError(f"{spec!r}: an architecture is one of {', '.join(public(family))}, no file's own")
+    function = _lookup(name.id, public(family), f"{family[:-1]}") if theirs is None else _own(theirs["where"])
     return _bind(function, tree) if isinstance(tree, ast.Call) else function
 
 
 def _own(where: str) -> Callable[..., Any]:
     function = own_function(where)
-    _places[function] = where
+    if any(own(function)):
+        _places[function] = where
     return function
 
 
@@ -111,7 +110,7 @@ def own(*bound: Callable[..., Any] | None) -> Iterator[Callable[..., Any]]:
     for each in bound:
         if isinstance(each, partial):
             yield from own(each.func, *(value for value in each.keywords.values() if callable(value)))
-        elif inspect.isfunction(each) and not each.__module__.startswith("pellucid."):
+        elif inspect.isfunction(each) and not str(each.__module__).startswith("pellucid."):
             yield each
 
 
@@ -168,7 +167,10 @@ def _bind(function: Callable[..., Any], call: ast.Call) -> Callable[..., Any]:
         if keyword.arg not in options:
             close = difflib.get_close_matches(keyword.arg or "", options, n=1, cutoff=0.5)
             hint = f"did you mean {close[0]!r}? " if close else ""
-            raise PellucidError(f"{name}() has no option {keyword.arg!r}: {hint}it has {', '.join(options)}")
+            has = (
+                f"it has {', '.join(options)}" if options else "it has none; options stand behind a * in its parameters"
+            )
+            raise PellucidError(f"{name}() has no option {keyword.arg!r}: {hint}{has}")
         if keyword.arg in bound:
             raise PellucidError(f"{name}() was given {keyword.arg!r} twice")
         bound[keyword.arg] = _value(keyword.value)

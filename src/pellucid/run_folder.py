@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from pellucid.errors import PellucidError
-from pellucid.recipe import Recipe, differences
+from pellucid.recipe import Recipe, differences, own_code
 from pellucid.weights import write_atomically
 
 RECIPE, RUN, CHECKPOINT, LOCK = "recipe.json", "run.json", "checkpoint.safetensors", ".lock"
@@ -74,15 +74,19 @@ def other_recipe(out: Path, recipe: Recipe) -> list[str] | None:
     """Where the recipe of the model in `out` differs from this one; None where there is no model."""
     if not (out / "model.safetensors").is_file():
         return None
-    return _changed(out, {}, {"recipe": dataclasses.asdict(recipe)})
+    facts = {name: value for name, value in _read(out / RUN).items() if name == "code"}
+    code = own_code(recipe)
+    return _changed(out, facts, {"recipe": dataclasses.asdict(recipe)} | ({"code": code} if code else {}))
 
 
 def _changed(out: Path, facts: Mapping[str, Any], run: Mapping[str, Any]) -> list[str]:
     """Where the run that claimed `out` differs from this one."""
     try:
         return differences({**facts, "recipe": _read(out / RECIPE)}, run)
-    except (TypeError, PellucidError) as error:
+    except TypeError as error:
         raise _unreadable(out / RECIPE, error) from None
+    except PellucidError as error:
+        raise PellucidError(f"{out / RECIPE}: {error}") from None
 
 
 def check_call(out: Path, call: Mapping[str, Any], *, grows: str = "") -> None:

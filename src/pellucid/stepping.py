@@ -18,7 +18,7 @@ from pellucid.errors import PellucidError
 from pellucid.recipe import Recipe
 from pellucid.seeds import derive_seed
 from pellucid.tracking import Note
-from pellucid.types import Objective
+from pellucid.types import Attack, Objective
 from pellucid.watch import follow, judge, validate
 from pellucid.worst import radius
 
@@ -47,6 +47,7 @@ class Course:
     watched: ImageSet | None
     recipe: Recipe
     checkpoint: Path
+    validation: Attack | None = None
 
 
 def steps(course: Course, state: State, now: Progress, note: Note) -> Iterator[None]:
@@ -107,7 +108,8 @@ def _watch(course: Course, state: State, now: Progress, note: Note) -> None:
     """Validate, by the averaged weights if there are any; all processes go by what the leader found."""
     assert course.watched is not None
     model = state.network if state.averaged is None else state.averaged.module
-    found = validate(model, course.watched, course.recipe, state.generator.device, now.step)
+    purpose = derive_seed(course.recipe.seed, "validation", now.step)
+    found = validate(model, course.watched, course.validation, state.generator.device, purpose)
     found = state.team.leaders(found, state.generator.device)
     judge(state.best, found, model, course.recipe, now.step, course.watched)
     now.log.append({"step": now.step} | {name: round(value, 6) for name, value in found.items()})

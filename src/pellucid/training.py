@@ -24,7 +24,7 @@ from pellucid.interrupts import deferred_interrupts
 from pellucid.memory import Memory
 from pellucid.models import build, load_model, save_model
 from pellucid.objectives.standard import distilled
-from pellucid.own_functions import place_of, source_digest
+from pellucid.own_functions import place_of
 from pellucid.parallel import Team, place, team
 from pellucid.recipe import Recipe, identity
 from pellucid.results import model_digest
@@ -74,14 +74,13 @@ def train(
         _try(objective, state, trained, recipe)
         taught_by = registry.option(objective, "teacher")
         digest = model_digest(load_model(taught_by)[0]) if taught_by else ""
-        code = "".join(source_digest(f)[:20] for f in registry.own(objective))
-        facts = {"processes": crew.size, "teacher": digest, "code": code}
-        run = identity(recipe, data_digest=images.digest, device=where.type, **facts)
+        run = identity(recipe, data_digest=images.digest, device=where.type, processes=crew.size, teacher=digest)
         with run_folder.locked(out) if crew.leads else nullcontext():
             if crew.leads:
                 run_folder.check(out, run, resume=resume)
             crew.wait()
-            course = Course(objective, trained, watched, recipe, out / run_folder.CHECKPOINT)
+            attack = registry.parse(recipe.validate, "attacks") if recipe.validate else None
+            course = Course(objective, trained, watched, recipe, out / run_folder.CHECKPOINT, attack)
             now = _run(course, state, out, run, resume, report)
             network = _result(state, recipe)
             if crew.leads:
@@ -128,8 +127,11 @@ def _try(objective: Objective, state: State, images: ImageSet, recipe: Recipe) -
                 raise
             raise PellucidError(f"{recipe.objective} raised {type(error).__name__}: {error}{place_of(error)}") from None
     match given:
-        case (Tensor() as loss, Mapping()) if loss.ndim == 0 and loss.requires_grad:
-            return
+        case (Tensor() as loss, Mapping() as terms) if loss.ndim == 0 and loss.requires_grad:
+            if all(
+                isinstance(term, Tensor | float | int) and torch.as_tensor(term).numel() == 1 for term in terms.values()
+            ):
+                return
     raise PellucidError(
         f"{recipe.objective} returned {type(given).__name__}: it must return (loss, terms), the loss a tensor of one "
         "number with a gradient, the terms a dictionary of numbers to log"
@@ -250,12 +252,7 @@ def _go_through(
             for _ in taken:
                 if report is not None and crew.leads:
                     report(now.step, now.log[-1] if now.log else {})
-                now.wishes = interrupted(), crew.leads and time.monotonic() - now.saved_at > CHECKPOINT_SECONDS
-                stop, due = now.wishes if crew.size == 1 else now.granted
-                if stop:
-                    raise KeyboardInterrupt
-                if due:
-                    save()
+                _between(now, interrupted, save, crew)
         except KeyboardInterrupt:
             if now.whole:
                 save()
@@ -263,6 +260,21 @@ def _go_through(
         save()
         if interrupted():
             raise KeyboardInterrupt
+
+
+def _between(now: Progress, interrupted: Callable[[], bool], save: Callable[[], None], crew: Team) -> None:
+    """Stop or save, as all agreed in this step, or as one alone wishes now; then wish."""
+    stop, due = _wishes(now, interrupted(), crew) if crew.size == 1 else now.granted
+    if stop:
+        raise KeyboardInterrupt
+    if due:
+        save()
+    now.wishes = _wishes(now, interrupted(), crew)  # a save that was just made is not wished for again
+
+
+def _wishes(now: Progress, interrupted: bool, crew: Team) -> tuple[bool, bool]:
+    """Of this process: to stop, to save."""
+    return interrupted, crew.leads and time.monotonic() - now.saved_at > CHECKPOINT_SECONDS
 
 
 def _save(state: State, run: Mapping[str, Any], now: Progress, checkpoint: Path, flush: Callable[[], None]) -> None:

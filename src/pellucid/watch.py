@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from pellucid import registry
 from pellucid.data import ImageSet
 from pellucid.data.imageset import batches
 from pellucid.errors import PellucidError
@@ -17,6 +16,7 @@ from pellucid.metrics import correct, input_gradient_norm
 from pellucid.network import frozen, full_precision
 from pellucid.recipe import Recipe
 from pellucid.seeds import derive_seed
+from pellucid.types import Attack
 
 LEARNED = 0.1  # of what answering every image alike gets wrong: a best score of less has nothing to lose
 COLLAPSED = 0.5  # of the best robust accuracy: what a network overfitted to a single step falls below
@@ -74,12 +74,13 @@ def follow(average: AveragedModel | None, network: nn.Module) -> None:
             mine.copy_(theirs)
 
 
-def validate(model: nn.Module, images: ImageSet, recipe: Recipe, device: torch.device, step: int) -> dict[str, float]:
-    """`validation_accuracy`; `validation_gradient`, the mean `‖∇_x CE‖_2`; and with `recipe.validate`
-    `validation_robust`, the share right under that attack."""
-    attack = registry.parse(recipe.validate, "attacks") if recipe.validate else None
+def validate(
+    model: nn.Module, images: ImageSet, attack: Attack | None, device: torch.device, seed: int
+) -> dict[str, float]:
+    """`validation_accuracy`; `validation_gradient`, the mean `‖∇_x CE‖_2`; and with an attack `validation_robust`, the
+    share right under it."""
     right, stands, slope, n = 0, 0, 0.0, 0
-    generator = torch.Generator(device).manual_seed(derive_seed(recipe.seed, "validation", step))
+    generator = torch.Generator(device).manual_seed(seed)
     with frozen(model), full_precision():
         for batch in batches(images, chunk_size(images.shape)):
             x, y = (part.to(device) for part in batch)

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
-from pellucid.pretrained import ENSEMBLE_EPS, EPS
+from pellucid.pretrained import ENSEMBLE, ENSEMBLE_EPS, EPS
 from pellucid.results import wilson
 
 # Boopathy et al. 2020 (paper, Tables 2 and 3; slides, Tables 1 and 3): MNIST Small at eps .3 and .4.
@@ -54,6 +54,7 @@ PUBLISHED: Mapping[str, Mapping[str, str]] = {
 
 MEASURED = [("pgd", str(eps)) for eps in EPS] + [("ensemble", str(ENSEMBLE_EPS))]
 MAPS = [("tau", str(eps)) for eps in EPS]
+FEW = 10  # images: of fewer an interval would say nothing
 COLUMNS = [("clean", ""), *MEASURED, *MAPS]
 
 Card = Mapping[str, Any]
@@ -62,8 +63,9 @@ Card = Mapping[str, Any]
 def table(cards: Mapping[str, Card]) -> str:
     """The cards in Markdown, `value ±w`: w is the wider half of the 95 % interval, Wilson's, and tau's by bootstrap.
 
-    Behind a tau stands how many images keep their class, over which it is taken. Of several seeds comes their mean too,
-    with the least and the greatest of them in brackets; then what was published, of 200 other images.
+    Behind a tau stands over how many images it is taken, those that keep their class; of fewer than ten no interval is
+    given. Of several seeds comes their mean too, with the least and the greatest in brackets, where all have one; then
+    what was published, of 200 other images. Starred are figures of a shorter ensemble.
     """
     lines = [["name", *(f"{kind} {eps}".strip() for kind, eps in COLUMNS), "n", "seconds"]]
     seeds: dict[str, list[str]] = defaultdict(list)
@@ -80,7 +82,9 @@ def table(cards: Mapping[str, Card]) -> str:
         if base in PUBLISHED:
             figures = [PUBLISHED[base].get(f"{kind} {eps}".strip(), "") for kind, eps in COLUMNS]
             lines.append([f"{base}, as published", *figures, "200", ""])
-    return _aligned(lines)
+    short = sorted({card["ensemble"][eps]["attack"] for card in cards.values() for eps in card.get("ensemble", {})})
+    note = [f"\\* {spec}" for spec in short if spec != ENSEMBLE.format(eps=ENSEMBLE_EPS)]
+    return "\n".join([_aligned(lines), *(["", *note] if note else [])])
 
 
 def _aligned(lines: Sequence[Sequence[str]]) -> str:
@@ -103,7 +107,7 @@ def _interval(card: Card, kind: str, eps: str) -> Sequence[float] | None:
     if kind == "clean":
         return wilson(round(card["clean"] * card["n"]), card["n"])
     if kind == "tau":
-        return card["aai"][eps].get("kendall_tau_interval")
+        return card["aai"][eps]["kendall_tau_interval"] if card["aai"][eps]["n_tau"] >= FEW else None
     return card[kind][eps]["interval"]
 
 
@@ -113,13 +117,18 @@ def _cell(card: Card, kind: str, eps: str) -> str:
     found = _figure(value)
     if value is not None and interval is not None and None not in interval:
         found += f" ±{max(interval[1] - value, value - interval[0]):.3f}".replace("0.", ".")
-    survivors = card.get("aai", {}).get(eps, {}).get("survivors") if kind == "tau" else None
-    return found if survivors is None else f"{found} ({survivors})".strip()
+    if kind == "tau":
+        n = card.get("aai", {}).get(eps, {}).get("n_tau")
+        return found if n is None else f"{found} ({n})".strip()
+    shorter = kind == "ensemble" and value is not None and card[kind][eps]["attack"] != ENSEMBLE.format(eps=eps)
+    return found + ("\\*" if shorter else "")
 
 
 def _over_seeds(cards: Sequence[Card], kind: str, eps: str) -> str:
     values = [value for card in cards if (value := _value(card, kind, eps)) is not None]
-    return f"{_figure(fmean(values))} [{_figure(min(values))}, {_figure(max(values))}]" if values else ""
+    if len(values) < len(cards):
+        return ""
+    return f"{_figure(fmean(values))} [{_figure(min(values))}, {_figure(max(values))}]"
 
 
 def _figure(value: float | None) -> str:

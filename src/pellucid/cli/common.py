@@ -41,12 +41,15 @@ WeightsOption = Annotated[Path | None, typer.Option(help="Weights for --model: .
 DataOption = Annotated[
     str, typer.Option("--data", help="A name (see `pellucid data list`), a folder of images, a Parquet file, a hub id.")
 ]
-SplitOption = Annotated[str, typer.Option(help="Which split of the data.")]
+SplitOption = Annotated[
+    str | None, typer.Option(help="Which split of the data. Default: test, or the one split that there is.")
+]
 ImagesOption = Annotated[
     str | None,
     typer.Option(
         "--images",
-        help="all, a count (a seeded sample), first:N, or boopathy200 (the papers'). Default: 200, or all if fewer.",
+        help="all, a count (a seeded sample), first:N, FROM:TO, or boopathy200 (the papers'). Default: 200, or all if "
+        "fewer.",
     ),
 ]
 SizeOption = Annotated[
@@ -113,26 +116,38 @@ def progress(description: str, total: int, *, quiet: bool = False) -> Iterator[A
 
 
 def _lines(description: str, total: int) -> Callable[..., None]:
-    """For logs: how far it is and how long it takes, after half a minute and then each minute."""
+    """For logs: how far it is and how long it takes, after half a minute and then each minute.
+
+    What is left is estimated from where it was first seen, which after a resumption is not the beginning, and anew
+    where a next part of the work begins at its own beginning.
+    """
     started = time.monotonic()
     done, due = 0.0, started + FIRST_LINE
+    since, first = started, 0.0
 
     def advance(count: int, note: str = "", at: float | None = None) -> None:
-        nonlocal done, due
-        done, now = (done + count if at is None else at), time.monotonic()
+        nonlocal done, due, since, first
+        before, now = done, time.monotonic()
+        done = done + count if at is None else at
+        if done < before or (before == 0 and at is not None):
+            since, first = now, done
         if now < due:
             return
         due = now + EVERY_LINE
-        share, spent = done / max(1, total), (now - started) / 60
-        left = f", {spent / share - spent:.0f} min left" if 0 < share < 1 else ""
+        gained = done - first
+        left = f", {_long((total - done) * (now - since) / gained)} left" if gained > 0 and done < total else ""
         err.print(
-            f"{description}: {share:.0%} in {spent:.0f} min{left}{f' ({note})' if note else ''}",
+            f"{description}: {done / max(1, total):.0%} in {_long(now - started)}{left}{f' ({note})' if note else ''}",
             markup=False,
             highlight=False,
             soft_wrap=True,
         )
 
     return advance
+
+
+def _long(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
 
 
 @contextmanager
@@ -183,14 +198,34 @@ def checked_call(
 
 
 def open_images(
-    data: str, split: str, images: str | None, seed: int, size: int | None = None, *, first: int | None = None
+    data: str, split: str | None, images: str | None, seed: int, size: int | None = None, *, first: int | None = None
 ) -> tuple["ImageSet", "Tensor"]:
     """A split and the rows chosen from it: by default a sample, or the first so many; all where there are fewer."""
     from pellucid.data import load, subset
 
-    found = load(data, split, size=size)
+    found = load(data, _only_split(data) if split is None else split, size=size)
     default = f"{'first:' if first else ''}{min(first or DEFAULT_IMAGES, len(found))}"
     return found, subset(default if images is None else images, len(found), seed)
+
+
+def _only_split(data: str) -> str:
+    """`test`; of data on this machine that has another split and no further one, that one, and a line that says so."""
+    from pellucid.data.names import KNOWN
+    from pellucid.data.sources import data_folder, places
+
+    path, base = Path(data).expanduser(), data.partition("@")[0].strip()
+    if data not in KNOWN and path.exists():
+        where = path
+    elif not base or base == "digits" or (root := data_folder()) is None:
+        return "test"
+    else:
+        where = root / base
+    found = list(places(where)) if where.exists() else []
+    if len(found) != 1 or found == ["test"]:
+        return "test"
+    line = f"{data} has one split, {found[0]}, and this is it: a model may have been trained on these images"
+    err.print(line, markup=False, soft_wrap=True)
+    return found[0]
 
 
 def open_subject(

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pellucid.cli.common import DeviceOption, JsonOption, SeedOption, SplitOption, err, examples, print_json, progress
+from pellucid.cli.common import DeviceOption, JsonOption, SeedOption, err, examples, print_json, progress
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -58,7 +58,7 @@ def train(
     keep: Annotated[str, typer.Option(help="last, or best: the weights of the best score.")] = "last",
     patience: Annotated[int | None, typer.Option(help="Stop after so many validations without a better score.")] = None,
     stop_at: Annotated[float | None, typer.Option(help="Stop at this clean accuracy on held-out images.")] = None,
-    split: SplitOption = "train",
+    split: Annotated[str, typer.Option(help="Which split of the data.")] = "train",
     seed: SeedOption = 0,
     seeds: Annotated[int, typer.Option(help="So many runs, of seeds --seed, --seed + 1, ..., in OUT/seed-N.")] = 1,
     device: DeviceOption = "cpu",
@@ -134,12 +134,12 @@ def _all_runs(
 
     images, started = load(recipe.data, recipe.split), time.monotonic()
     for where, each in runs.items():
-        if resume and device == "cpu" and (warning := other_threads(where)):
+        if resume and leads() and device == "cpu" and (warning := other_threads(where)):
             err.print(f"warning: {warning}", markup=False, soft_wrap=True)
-        begun = resume and (where / "recipe.json").exists()
+        begun = resume and any((where / name).exists() for name in ("recipe.json", "checkpoint.safetensors"))
         if resume and not begun and leads() and not (quiet or json_):
             err.print(f"{where} holds no run to go on with: it begins", markup=False, soft_wrap=True)
-        with progress(f"training {where.name}", each.steps, quiet=json_ or not leads()) as advance:
+        with progress(f"training {where.name}", each.steps, quiet=json_ or quiet or not leads()) as advance:
             run(each, images, where, resume=begun, device=device, report=_report(advance, each))
     models = [str(where / "model.safetensors") for where in runs]
     seconds = time.monotonic() - started

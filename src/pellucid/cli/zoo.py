@@ -33,6 +33,7 @@ def zoo(
     ] = None,
     seeds: Annotated[int, typer.Option(help="Networks per recipe, of seeds 0, 1, ...")] = 1,
     images: Annotated[int, typer.Option(help="Test images per measurement, the first ones.")] = 1000,
+    fresh: Annotated[bool, typer.Option("--fresh", help="With --build: train also what the package brings.")] = False,
     claims: Annotated[bool, typer.Option("--claims", help="Judge what the papers claim by the cards.")] = False,
     json_: JsonOption = False,
 ) -> None:
@@ -60,7 +61,7 @@ def zoo(
             def say(what: str, done: int, whole: int) -> None:
                 advance(0, note=f"{what} {done}/{whole}", at=done / max(1, whole))
 
-            pretrained.build(wanted, folder, seeds=seeds, effort=pretrained.Effort(images), say=say)
+            pretrained.build(wanted, folder, seeds=seeds, images=images, adopt=not fresh, say=say)
     cards = {name: card for name, card in pretrained.cards(folder).items() if name.partition("@")[0] in wanted}
     verdicts = _verdicts(cards, folder, images) if claims else []
     if json_:
@@ -82,7 +83,7 @@ def _verdicts(cards: "Mapping[str, Any]", folder: Path | None, images: int) -> "
 
     asked = [f"{claims.ROSS}/{name}" for name in claims.TRANSFERRED]
     found = None
-    if all(name in cards for name in asked):
+    if all(name in cards and pretrained.loadable(name, folder) for name in asked):
         test = data.load("mnist", "test")
         models = {name.rpartition("/")[2]: pretrained.zoo(name, folder) for name in asked}
         found = transfer(models, test, range(min(images, len(test))), fgsm, claims.TRANSFER_EPS)
