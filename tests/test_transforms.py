@@ -1,22 +1,32 @@
 """Transforms of images: identities, inverses, what is kept, what a seed decides."""
 
+import json
 import math
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pellucid import registry, stylising
+from pellucid.architectures.small import small
+from pellucid.cli import run
+from pellucid.data import load
 from pellucid.draws import PerImage
 from pellucid.errors import PellucidError
+from pellucid.evaluation import transformed
+from pellucid.models import save_model
+from pellucid.outcome import on_correct
+from pellucid.results import wilson
 from pellucid.stylising import FeedForward, adain, decoder_layers, encoder_layers
 from pellucid.transforms.frequency import high_pass, low_pass, random_fourier
 from pellucid.transforms.shape import patch_shuffle
@@ -250,8 +260,6 @@ def weights(tmp_path: Path) -> dict[str, str]:
 
 def test_stylising_mixes_statistics_and_draws_a_painting_per_image(weights: dict[str, str], tmp_path: Path) -> None:
     """In the box; the same seed the same paintings, whatever the batch; alpha 0 needs none; grey comes back grey."""
-    from PIL import Image
-
     for number in range(5):
         (tmp_path / "art/train/any").mkdir(parents=True, exist_ok=True)
         pixels = np.random.default_rng(number).integers(0, 256, (30, 24 + number, 3), dtype=np.uint8)
@@ -314,3 +322,74 @@ def test_weights_are_read_again_when_their_file_has_changed(weights: dict[str, s
     assert torch.equal(before, fast_style(x, weights=weights["fast"]))
     save_file(filled(FeedForward(), 7), weights["fast"])
     assert not torch.equal(before, fast_style(x, weights=weights["fast"]))
+
+
+def test_written_sets_are_the_images_to_half_a_bit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of the rows asked for, with their labels and numbers, in a folder that --data takes; a sheet; by seed."""
+    out = tmp_path / "shuffled"
+    command = ["transform", "--data", "digits", "--images", "5:9", "--transform", "patch_shuffle(k=2)", "--json"]
+    assert run([*command, "--seed", "3", "--out", str(out)]) == 0
+    found = json.loads(capsys.readouterr().out)["sets"]
+    assert found[0]["n"] == 4
+    assert found[0]["cut"] == 0
+    digits, written = load("digits"), load(out)
+    rows = torch.arange(5, 9)
+    expected = transformed(partial(patch_shuffle, k=2), digits.batch(rows)[0], rows, 3)
+    torch.testing.assert_close(written.batch(range(4))[0], expected, rtol=0, atol=0.5 / 255 + 1e-6)
+    assert torch.equal(written.labels, digits.labels[5:9])
+    assert written.class_names == digits.class_names
+    assert pq.read_table(out / "test.parquet")["row"].to_pylist() == [5, 6, 7, 8]
+    with Image.open(out / "sheet.png") as sheet:
+        assert sheet.size[0] > 2 * 112
+    assert run([*command, "--seed", "4", "--out", str(out)]) == 2
+    assert "another call" in capsys.readouterr().err
+
+
+def test_several_transforms_are_several_sets(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A folder each; what a filter leaves beyond the box is cut, and said."""
+    specs = ["saturate(p=8)", "saturate(p=inf)", "high_pass(radius=2)"]
+    options = [word for spec in specs for word in ("--transform", spec)]
+    assert run(["transform", "--data", "digits", "--images", "first:3", *options, "--out", str(tmp_path)]) == 0
+    said = capsys.readouterr().err
+    assert said.count("left [0, 1] and were cut") == 1
+    sets = [load(tmp_path / name) for name in ("1-saturate", "2-saturate", "3-high_pass")]
+    assert set(sets[1].batch(range(3))[0].unique().tolist()) <= {0.0, float(torch.tensor(128 / 255)), 1.0}
+    assert not torch.equal(sets[0].batch(range(3))[0], sets[1].batch(range(3))[0])
+
+
+def test_accuracy_on_correct_by_hand() -> None:
+    """A ratio of sums with Wilson's interval; a mean over batches of 32 of ratios, those of none right left out."""
+    before = np.array([True] * 20 + [False] * 12 + [True] * 4 + [False] * 28 + [False] * 32)
+    after = np.array([True] * 10 + [False] * 10 + [True] * 12 + [True] * 4 + [False] * 28 + [True] * 32)
+    found = on_correct({"correct": before}, {"correct": after})
+    assert found["accuracy_on_correct"] == 14 / 24
+    assert found["n_correct"] == 24
+    assert found["interval_on_correct"] == list(wilson(14, 24))
+    assert found["accuracy_on_correct_batch_mean"] == (10 / 20 + 4 / 4) / 2
+
+
+def test_evaluate_on_transformed_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The accuracies are those counted here, image by image; own transforms go too; wrong settings are named."""
+    network = small(generator=torch.Generator().manual_seed(0))
+    save_model(network, tmp_path / "net.safetensors", architecture="small")
+    own = tmp_path / "mine.py"
+    own.write_text("def dark(x, *, by: float = 0.5):\n    return x * (1 - by)\n")
+    digits, rows = load("digits"), torch.arange(40)
+    x, y = digits.batch(rows)
+    command = ["evaluate", "--model", str(tmp_path / "net.safetensors"), "--data", "digits", "--images", "first:40"]
+    for spec, change in (
+        ("patch_shuffle(k=4)", partial(patch_shuffle, k=4)),
+        (f"{own}:dark(by=0.25)", lambda x, **_: x * 0.75),
+    ):
+        assert run([*command, "--transform", spec, "--json"]) == 0
+        found = json.loads(capsys.readouterr().out)
+        with torch.no_grad():
+            before = network(x).argmax(1) == y
+            after = network(change(x, generator=PerImage(0, rows.tolist()))).argmax(1) == y
+        assert found["accuracy"] == pytest.approx(float(after.double().mean()))
+        assert found["clean_accuracy"] == pytest.approx(float(before.double().mean()))
+        assert found["n_correct"] == int(before.sum())
+        assert found["accuracy_on_correct"] == pytest.approx(float((before & after).sum() / before.sum()))
+    for spec, says in (("patch_shuffle(k=3)", "2, 4, 7"), ("low_pass(radius=99)", "cycles"), ("nix", "no transform")):
+        assert run([*command, "--transform", spec]) == 2
+        assert says in capsys.readouterr().err

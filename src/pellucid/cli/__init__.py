@@ -18,6 +18,7 @@ from pellucid.cli import (
     sweep,
     train,
     transfer,
+    transform,
     zoo,
 )
 from pellucid.cli import data as data_commands
@@ -43,6 +44,7 @@ app.command(epilog=curves.EPILOGUE)(curves.curves)
 app.command(epilog=attack.EPILOGUE)(attack.attack)
 app.command(epilog=explain.EPILOGUE)(explain.explain)
 app.command(epilog=evaluate.EPILOGUE)(evaluate.evaluate)
+app.command(epilog=transform.EPILOGUE)(transform.transform)
 app.command(epilog=transfer.EPILOGUE)(transfer.transfer)
 app.command("import-weights", epilog=import_weights.EPILOGUE)(import_weights.import_weights)
 app.command(epilog=zoo.EPILOGUE)(zoo.zoo)

@@ -1,0 +1,136 @@
+"""pellucid transform"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from pellucid.cli.common import (
+    DataOption,
+    JsonOption,
+    SeedOption,
+    SizeOption,
+    SplitOption,
+    counted,
+    err,
+    examples,
+    open_images,
+    print_json,
+    progress,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import numpy as np
+    from torch import Tensor
+
+    from pellucid.data import ImageSet
+    from pellucid.types import Transform
+
+EPILOGUE = examples(
+    'pellucid transform --data digits --images 16 --transform "patch_shuffle(k=4)" --out sheet',
+    'pellucid transform --data photos --transform "saturate(p=8)" --transform "saturate(p=1024)" --out saturated',
+    "pellucid transform --data photos --transform \"fast_style(weights='style.safetensors')\" --out styled",
+)
+SHOWN = 16
+
+
+def transform(
+    data: DataOption,
+    transforms: Annotated[
+        list[str], typer.Option("--transform", help="See `pellucid list transforms`; may be repeated.")
+    ],
+    out_folder: Annotated[Path, typer.Option("--out", help="The images, as Parquet, and sheet.png.")],
+    images: Annotated[
+        str | None,
+        typer.Option(help="all, a count (a seeded sample), first:N, FROM:TO, or boopathy200. Default: the first 16."),
+    ] = None,
+    split: SplitOption = None,
+    size: SizeOption = None,
+    seed: SeedOption = 0,
+    json_: JsonOption = False,
+) -> None:
+    """Write transformed images, and a contact sheet of the first 16 beside their originals.
+
+    Of each --transform one data set, a folder that --data takes, its images of 8 bits. What a seed decides of an image
+    hangs on the image alone, so that the same come out whichever others are chosen. With one --transform the data set
+    is --out itself, with several a folder of it each.
+    """
+    from pellucid import registry
+    from pellucid.run_folder import check_call, claim_call
+    from pellucid.weights import write_atomically
+
+    bound = {registry.describe(made): made for made in (registry.parse(spec, "transforms") for spec in transforms)}
+    found, indices = open_images(data, split, images, seed, size, first=SHOWN)
+    call = {"command": "transform", "transforms": list(bound), "data": f"{found.name} {found.digest[:12]}"}
+    call |= {"images": indices.tolist(), "seed": seed}
+    check_call(out_folder, call)
+    facts: list[dict[str, Any]] = []
+    columns = {"original": list(found.batch(indices[:SHOWN])[0].numpy())}
+    with progress("transforming", len(bound) * len(indices), quiet=json_) as tick:
+        for number, (name, made) in enumerate(bound.items()):
+            where = out_folder if len(bound) == 1 else out_folder / f"{number + 1}-{name.partition('(')[0]}"
+            shown: list[np.ndarray] = []
+            content, cut = _made(made, found, indices, seed, tick, shown)
+            heading = _heading(made)
+            columns[name if heading in columns else heading] = shown
+            write_atomically(where / f"{found.split}.parquet", content)
+            facts.append({"transform": name, "data": str(where), "split": found.split, "n": len(indices), "cut": cut})
+    write_atomically(out_folder / "sheet.png", _sheet(columns, found, indices))
+    claim_call(out_folder, call)
+    if json_:
+        print_json({"sheet": str(out_folder / "sheet.png"), "sets": facts})
+        return
+    for fact in facts:
+        lost = f"; {fact['cut']:.1%} of the pixels left [0, 1] and were cut" if fact["cut"] else ""
+        line = f"{fact['data']}  {counted(len(indices))} by {fact['transform']}{lost}"
+        err.print(line, markup=False, highlight=False, soft_wrap=True)
+    err.print(f"{out_folder / 'sheet.png'}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _heading(change: "Transform") -> str:
+    """A transform's name and its numbers: `saturate 8`."""
+    from functools import partial
+
+    from pellucid import registry
+
+    if not isinstance(change, partial):
+        return registry.describe(change)
+    shown = [registry.describe(value) for value in change.keywords.values() if not isinstance(value, str)]
+    return " ".join([registry.describe(change.func), *shown])
+
+
+def _made(
+    change: "Transform",
+    found: "ImageSet",
+    indices: "Tensor",
+    seed: int,
+    tick: "Callable[[int], None]",
+    shown: "list[np.ndarray]",
+) -> tuple[bytes, float]:
+    """The set of transformed images as Parquet, and which share of pixels was cut; the first ones go to `shown`."""
+    import torch
+
+    from pellucid.data.write import as_parquet, bytes_of
+    from pellucid.evaluation import chunk_size, transformed
+
+    parts, cut, total = [], 0, 0
+    for chunk in indices.split(chunk_size(found.shape)):
+        with torch.no_grad():
+            x = transformed(change, found.batch(chunk)[0], chunk, seed)
+        pixels, beyond = bytes_of(x)
+        parts.append(pixels)
+        shown += list(x[: max(0, SHOWN - len(shown))].numpy())
+        cut, total = cut + beyond, total + x.numel()
+        tick(len(chunk))
+    return as_parquet(parts, found.labels[indices], found.class_names, indices.tolist()), cut / max(1, total)
+
+
+def _sheet(columns: "dict[str, list[np.ndarray]]", found: "ImageSet", indices: "Tensor") -> bytes:
+    import numpy as np
+
+    from pellucid.report.contact_sheet import contact_sheet
+
+    names = [found.class_names[int(label)] for label in found.labels[indices[:SHOWN]]]
+    return contact_sheet({name: np.stack(images) for name, images in columns.items()}, names)
