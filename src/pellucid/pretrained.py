@@ -98,8 +98,8 @@ _OBJECTIVES: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "int2-adv": (f"int2({_INT}, adversarial=True)", {}),
     # Ours: a larger radius, clean loss too, and searches that remember. Beside int2-adv, what each of these brings.
     "persistent": (
-        "int2(ball=Linf(0.405), steps=2, gamma=0, correlation=4, adversarial=True, clean=0.3, start='persistent')",
-        {"steps": 40_000, "batch_size": 64, "ramp": 0.35, "lr": 5e-3, "ema": 0.999},
+        "int2(ball=Linf(0.41), steps=3, gamma=0, correlation=4, adversarial=True, clean=0.3, start='persistent')",
+        {"steps": 35_000, "batch_size": 64, "ramp": 0.35, "lr": 4e-3, "ema": 0.999},
     ),
 }
 
