@@ -33,6 +33,7 @@ from pellucid.data import (
 from pellucid.data.digits import digits
 from pellucid.data.duplicates import repeated, shared
 from pellucid.data.loading import load_split
+from pellucid.data.names import KNOWN
 from pellucid.data.sources import locate
 from pellucid.errors import PellucidError
 
@@ -642,7 +643,7 @@ def test_what_are_not_labels(y: torch.Tensor) -> None:
 
 
 def test_the_catalogue_lists_what_is_there_and_what_is_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert [entry.name for entry in known()] == ["digits", "mnist", "cifar10", "svhn", "notmnist"]
+    assert [entry.name for entry in known()] == list(KNOWN)
     parquet(tmp_path / "mnist" / "test.parquet", pictures(2, 4, 5), [0, 1])
     folder(tmp_path / "birds", pictures(3, 4, 4, 3), [0, 1, 2])
     (tmp_path / "broken").mkdir()

@@ -21,7 +21,7 @@ app = typer.Typer(
 
 @app.command("list", epilog=examples("pellucid data list", "PELLUCID_DATA=~/data pellucid data list --json"))
 def list_(json_: JsonOption = False) -> None:
-    """Every data set that has a name: its splits with their counts, its shape, where it is.
+    """Every data set that has a name: its splits with their counts, its shape, where it is or how to get it.
 
     Folders of images, .parquet files and hub ids (owner/name) can be given wherever a name can.
     """
@@ -37,6 +37,12 @@ def list_(json_: JsonOption = False) -> None:
     for entry in entries:
         table.add_row(*_row(entry))
     out.print(table)
+    missing = [entry for entry in entries if entry.get]
+    if missing:
+        out.print("\nTo get what is not here:")
+    for entry in missing:
+        hub = f"{entry.where}, or " if entry.where.startswith("hub") else ""
+        out.print(f"  {entry.name}: {hub}{entry.get}", markup=False, highlight=False, soft_wrap=True)
 
 
 def _row(entry: "Entry") -> tuple[str, ...]:
@@ -50,6 +56,7 @@ def _row(entry: "Entry") -> tuple[str, ...]:
         "pellucid data check mnist",
         "pellucid data check cifar10@boopathy --split valid",
         "pellucid data check photos/ --size 224",
+        "pellucid data check imagenet-sample@restricted --split train",
         "pellucid data check birds/test.parquet --json",
     )
 )
@@ -59,11 +66,14 @@ def check(
     size: Annotated[int | None, typer.Option(help="Scale the shorter side to this, crop the centre.")] = None,
     json_: JsonOption = False,
 ) -> None:
-    """Load every image and say what is there: counts, shape, classes, pixel range, repeated images, digest."""
+    """Load every image and say what is there: counts, shape, classes, pixel range, repeated images, digest.
+
+    Of images in conflict of shape and texture, also the textures. For a known set that is not here: how to get it.
+    """
     from pellucid.data import load
 
     images = load(name, split, size=size)
-    facts = _facts(images) | _overlap(images, name, size)
+    facts = _facts(images) | _textures(images, name, split) | _overlap(images, name, size)
     if json_:
         print_json(facts)
         return
@@ -97,6 +107,26 @@ def _facts(images: "ImageSet") -> dict[str, Any]:
         "decoded": "on demand" if images.pixels.streamed else "in memory",
         "source": images.source,
         "digest": images.digest,
+    }
+
+
+def _textures(images: "ImageSet", name: str, split: str) -> dict[str, Any]:
+    """Of the 16 classes of cue conflict: how many images have which texture, and one other than their shape's."""
+    import torch
+
+    from pellucid.data import SIXTEEN
+    from pellucid.data.cues import textures
+
+    if name != "cue-conflict" and sorted(images.class_names) != sorted(SIXTEEN):
+        return {}
+    try:
+        texture = textures(images, name, split)
+    except PellucidError as error:
+        return {"textures": f"none: {error}"}
+    counts = torch.bincount(texture, minlength=len(images.class_names)).tolist()
+    return {
+        "textures": dict(zip(images.class_names, counts, strict=True)),
+        "conflicting": int((texture != images.labels).sum()),
     }
 
 

@@ -9,11 +9,12 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 from torch.nn import functional
 
+from pellucid.data.decode import Scale
 from pellucid.data.imageset import Stored
 from pellucid.errors import PellucidError
 
 
-def stack(values: Sequence[Any], source: str, resize: int | None = None) -> Stored:
+def stack(values: Sequence[Any], source: str, resize: Scale | None = None) -> Stored:
     """Arrays [h, w], [h, w, c] or [c, h, w], c = 1 or 3, as one tensor. Raises `PellucidError` for any other."""
     arrays = [_numbers(value, source) for value in values]
     shapes = {array.shape for array in arrays}
@@ -54,11 +55,11 @@ def _channels_first(arrays: Tensor, source: str) -> Stored:
     return arrays if first else arrays.permute(0, 3, 1, 2).contiguous()
 
 
-def resized(images: Stored, size: int) -> UInt8[Tensor, "b c s s"] | Float[Tensor, "b c s s"]:
+def resized(images: Stored, scale: Scale) -> UInt8[Tensor, "b c s s"] | Float[Tensor, "b c s s"]:
     """Bilinear with antialiasing to the shorter side, centre crop; integers are rounded."""
     height, width = images.shape[2:]
-    scale = size / min(height, width)
-    high, wide = max(size, round(height * scale)), max(size, round(width * scale))
+    size, factor = scale.crop, scale.shorter / min(height, width)
+    high, wide = max(scale.shorter, round(height * factor)), max(scale.shorter, round(width * factor))
     large = functional.interpolate(images.float(), (high, wide), mode="bilinear", antialias=True)
     top, left = (high - size) // 2, (wide - size) // 2
     crop = large[:, :, top : top + size, left : left + size]

@@ -11,8 +11,8 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from pellucid.data.digits import SIDE, TEST, TRAIN
-from pellucid.data.names import KNOWN
-from pellucid.data.sources import Place, data_folder, image_files, places, subfolders
+from pellucid.data.names import KNOWN, how_to_get
+from pellucid.data.sources import Place, data_folder, places, subfolders
 from pellucid.errors import PellucidError
 
 ORDER = MappingProxyType({"train": 0, "valid": 1, "test": 2})
@@ -20,7 +20,10 @@ ORDER = MappingProxyType({"train": 0, "valid": 1, "test": 2})
 
 @dataclass(frozen=True)
 class Entry:
-    """A data set that `load` takes: images per split (none if it is not on this machine), shape of the first one."""
+    """A data set that `load` takes: images per split (none if it is not on this machine), shape of the first one.
+
+    `get` says how to bring a set here that is not, where the hub is not the one way.
+    """
 
     name: str
     splits: Mapping[str, int]
@@ -28,6 +31,7 @@ class Entry:
     where: str
     about: str
     preparations: Mapping[str, str]
+    get: str = ""
 
 
 def known() -> tuple[Entry, ...]:
@@ -59,7 +63,10 @@ def _elsewhere(name: str) -> Entry:
     if name == "digits":
         counts = {"train": TRAIN, "test": TEST}
         return Entry(name, counts, (1, SIDE, SIDE), "embedded (scikit-learn)", _about(name), _options(name))
-    return Entry(name, {}, None, f"hub: {KNOWN[name].hub} (downloaded at first use)", _about(name), _options(name))
+    hub = KNOWN[name].hub
+    where = f"hub: {hub} (downloaded at first use)" if hub else "not here"
+    get = how_to_get(name, (data_folder() or "$PELLUCID_DATA") / Path(name))
+    return Entry(name, {}, None, where, _about(name), _options(name), get)
 
 
 def _about(name: str) -> str:
@@ -72,7 +79,7 @@ def _options(name: str) -> Mapping[str, str]:
 
 def _count(place: Place) -> int:
     if place.folder is not None:
-        return sum(len(image_files(place.folder / name)) for name in place.classes)
+        return len(place.images())
     try:
         return sum(pq.read_metadata(file).num_rows for file in place.parquet)
     except (pa.ArrowException, OSError) as error:
@@ -83,12 +90,12 @@ def _first_shape(place: Place) -> tuple[int, int, int] | None:
     """Of the first image as stored; None where it is no encoded image."""
     try:
         if place.folder is not None:
-            raw = next(file.read_bytes() for name in place.classes for file in image_files(place.folder / name))
+            raw = place.images()[0][0].read_bytes()
         else:
             batch = next(pq.ParquetFile(place.parquet[0]).iter_batches(1)).to_pylist()[0]
             raw = next(value["bytes"] for value in batch.values() if isinstance(value, dict) and value.get("bytes"))
         with Image.open(io.BytesIO(raw)) as image:
             width, height = image.size
             return (1 if image.mode in ("1", "L") else 3, height, width)
-    except (StopIteration, OSError, pa.ArrowException):
+    except (StopIteration, IndexError, OSError, pa.ArrowException):
         return None

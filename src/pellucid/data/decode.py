@@ -14,13 +14,26 @@ WIDE = frozenset({"I", "F", "I;16", "I;16B", "I;16L", "I;16N"})  # Pillow would 
 
 
 @dataclass(frozen=True)
+class Scale:
+    """The shorter side is scaled to `shorter`, and the centre square of `crop <= shorter` pixels is kept."""
+
+    shorter: int
+    crop: int
+
+
+def square(size: int | None) -> Scale | None:
+    """The whole of the shorter side, `size` pixels; None, nothing is scaled."""
+    return None if size is None else Scale(size, size)
+
+
+@dataclass(frozen=True)
 class Form:
-    """What every image of a set becomes. With `resize`, the shorter side is scaled to it and the centre cropped."""
+    """What every image of a set becomes, with `resize` after it was scaled and cropped."""
 
     channels: int
     height: int
     width: int
-    resize: int | None = None
+    resize: Scale | None = None
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -61,12 +74,12 @@ def decode(raw: Mapping[str, Any] | bytes | None, form: Form) -> UInt8[np.ndarra
     return pixels[None] if form.channels == 1 else np.moveaxis(pixels, 2, 0)
 
 
-def shorter_side(image: Image.Image, size: int) -> Image.Image:
-    """Scale the shorter side to `size` (bilinear, antialiased) and crop the centre square."""
+def shorter_side(image: Image.Image, scale: Scale) -> Image.Image:
+    """Scale the shorter side (bilinear, antialiased) and crop the centre square."""
     width, height = image.size
-    scale = size / min(width, height)
-    wide, high = max(size, round(width * scale)), max(size, round(height * scale))
+    factor = scale.shorter / min(width, height)
+    wide, high = max(scale.shorter, round(width * factor)), max(scale.shorter, round(height * factor))
     if (wide, high) != (width, height):
         image = image.resize((wide, high), Image.Resampling.BILINEAR)
-    left, top = (wide - size) // 2, (high - size) // 2
-    return image.crop((left, top, left + size, top + size))
+    left, top = (wide - scale.crop) // 2, (high - scale.crop) // 2
+    return image.crop((left, top, left + scale.crop, top + scale.crop))

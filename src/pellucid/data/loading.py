@@ -1,20 +1,22 @@
 """From a name to a set of images."""
 
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pellucid.data import arrays, cache
+from pellucid.data.decode import Scale, square
 from pellucid.data.digits import SOURCE, digits
 from pellucid.data.hub import open_hub
 from pellucid.data.imageset import ImageSet, Resident, resident
 from pellucid.data.names import check_option
 from pellucid.data.prepare import prepared
 from pellucid.data.read import read
-from pellucid.data.sources import Place, image_files, locate
+from pellucid.data.sources import Place, locate
 from pellucid.errors import PellucidError
 
 if TYPE_CHECKING:
@@ -39,30 +41,38 @@ def load(name: str | Path, split: str = "test", *, size: int | None = None, limi
         raise PellucidError("the data set has no name: give a name (see `pellucid data list`), a folder or a file")
     base, at, option = text.rpartition("@")
     if not at or Path(text).expanduser().exists():
-        return load_split(text, split, size=size, limit=limit)
+        return load_split(text, split, scale=square(size), limit=limit)
     check_option(base, option)
 
-    def part(of: str, *, skip_unreadable: bool = False) -> ImageSet:
-        return load_split(base, of, size=size, skip_unreadable=skip_unreadable)
+    def part(of: str, *, scale: Scale | None = None, **how: Any) -> ImageSet:
+        return load_split(base, of, scale=square(size) or scale, **how)
 
     found = prepared(base, option, split, part)
     return found if limit is None else found.select(range(min(limit, len(found))))
 
 
 def load_split(
-    name: str, split: str, *, size: int | None = None, limit: int | None = None, skip_unreadable: bool = False
+    name: str,
+    split: str,
+    *,
+    scale: Scale | None = None,
+    limit: int | None = None,
+    skip_unreadable: bool = False,
+    groups: Mapping[str, tuple[int, ...]] | None = None,
 ) -> ImageSet:
-    """A split as it is stored, from the cache if it was decoded before."""
+    """A split as it is stored, from the cache if it was decoded before; of ImageNet, only `groups` of its classes."""
     if name == "digits":
-        return _digits(split, size, limit)
+        return _digits(split, scale, limit)
     place = locate(name, split)
     table = open_hub(name, place) if place.hub else None
     files = [Path(f["filename"]) for f in table.cache_files] if table is not None else _files(place)
     identity = cache.identity(files)
-    entry = cache.key(identity, place.classes, name, place.split, size, limit, skip_unreadable)
+    grouped = None if groups is None else list(groups.items())
+    listed = [number for _, number in place.listed]
+    entry = cache.key(identity, place.class_names, listed, name, place.split, scale, limit, skip_unreadable, grouped)
     if files and (found := cache.recall(entry)):
         return found
-    table = _open(place, files) if table is None else table
+    table = open_table(place, files) if table is None else table
     table = table if limit is None else table.select(range(min(limit, len(table))))
     found = read(
         table,
@@ -70,8 +80,9 @@ def load_split(
         split=place.split,
         source=place.where,
         identity=[(Path(path).name, length, changed) for path, length, changed in identity],
-        size=size,
+        scale=scale,
         skip_unreadable=skip_unreadable,
+        groups=groups,
     )
     if files:
         cache.remember(entry, found)
@@ -81,24 +92,24 @@ def load_split(
 def _files(place: Place) -> list[Path]:
     if place.folder is None:
         return list(place.parquet)
-    return [file for name in place.classes for file in image_files(place.folder / name)]
+    return [file for file, _ in place.images()]
 
 
-def _open(place: Place, files: list[Path]) -> "Dataset":
-    return _open_folder(place, files) if place.folder is not None else _open_parquet(files)
+def open_table(place: Place, files: list[Path] | None = None) -> "Dataset":
+    """The table of a split on this machine: columns `image` and `label` of a folder, or those that Parquet has."""
+    return _open_folder(place) if place.folder is not None else _open_parquet(files or list(place.parquet))
 
 
-def _open_folder(place: Place, files: list[Path]) -> "Dataset":
+def _open_folder(place: Place) -> "Dataset":
     import datasets  # takes 2 s to import
 
-    folder, classes = place.folder, place.classes
-    assert folder is not None
-    if not files:
-        raise PellucidError(f"{folder} holds no images: put them at {folder}/<class>/*.png")
-    number = {name: i for i, name in enumerate(classes)}
-    labels = [number[file.relative_to(folder).parts[0]] for file in files]
-    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=list(classes))})
-    return datasets.Dataset.from_dict({"image": [str(file) for file in files], "label": labels}, features=features)
+    images = place.images()
+    if not images:
+        raise PellucidError(f"{place.folder} holds no images: put them at {place.folder}/<class>/*.png")
+    names = datasets.ClassLabel(names=list(place.class_names))
+    features = datasets.Features({"image": datasets.Image(), "label": names})
+    columns = {"image": [str(file) for file, _ in images], "label": [label for _, label in images]}
+    return datasets.Dataset.from_dict(columns, features=features)
 
 
 def _open_parquet(files: list[Path]) -> "Dataset":
@@ -126,7 +137,7 @@ def _open_parquet(files: list[Path]) -> "Dataset":
     return table
 
 
-def _digits(split: str, size: int | None, limit: int | None) -> ImageSet:
+def _digits(split: str, scale: Scale | None, limit: int | None) -> ImageSet:
     # scikit-learn takes 2 s to import.
     entry = cache.key("digits", version("scikit-learn"), split)
     found = cache.recall(entry)
@@ -135,9 +146,9 @@ def _digits(split: str, size: int | None, limit: int | None) -> ImageSet:
         cache.remember(entry, found)
     if limit is not None:
         found = found.select(range(min(limit, len(found))))
-    if size is None:
+    if scale is None:
         return found
     assert isinstance(found.pixels, Resident)
-    pixels = arrays.resized(found.pixels.tensor, size)
+    pixels = arrays.resized(found.pixels.tensor, scale)
     facts = {"name": found.name, "split": split, "class_names": found.class_names, "source": SOURCE}
     return resident(pixels, found.labels, **facts)

@@ -10,6 +10,8 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from pellucid.data.decode import Scale
+from pellucid.data.groups import RESTRICTED
 from pellucid.data.imageset import ImageSet, Indices, batches, resident
 from pellucid.errors import PellucidError
 
@@ -19,21 +21,34 @@ SVHN_TRAIN, SVHN_TEST = 200_000, 26_032
 SVHN_VALID = (400, 200)  # per class, of train and of extra
 NOTMNIST = (20_000, 1_000, 1_000)  # per class: train and valid of large, test of small
 
-Read = Callable[..., ImageSet]  # (split, *, skip_unreadable=False) -> the split as stored
+CALTECH_CLASSES, CALTECH_LEAST = 257, 80  # and images of each (Griffin et al. 2007)
+HELD_OUT_SHARE = 0.2  # of each class of Caltech-256
+CENTRE = Scale(256, 224)  # torchvision's Resize(256), CenterCrop(224)
+
+Read = Callable[..., ImageSet]  # (split, *, skip_unreadable, scale (where no size is asked for), groups) -> as stored
 Rows = Int64[Tensor, " _"]  # any number: each argument its own
 
 
 def prepared(name: str, option: str, split: str, read: Read) -> ImageSet:
     """One split of a preparation: a known name and option (see `names.KNOWN`). Raises `PellucidError` where the files
     at hand are not those the paper used."""
-    splits = ("train", "test") if (name, option) == ("mnist", "ross") else ("train", "valid", "test")
-    if split not in splits:
-        raise PellucidError(f"{name}@{option} has no split {split!r}: there are {', '.join(splits)}")
-    if (name, option) == ("svhn", "ross"):
-        return _svhn_ross(split, read)
-    if (name, option) == ("notmnist", "ross"):
-        return _notmnist_ross(split, read)
-    return _held_out(f"{name}@{option}", split, read, total=60_000 if name == "mnist" else 50_000)
+    whole = f"{name}@{option}"
+    splits = {"mnist@ross": ("train", "test"), "imagenet-sample@restricted": ("train",)}
+    there = splits.get(whole, ("train", "valid", "test"))
+    if split not in there:
+        raise PellucidError(
+            f"{whole} has no split {split!r}: there {'is' if len(there) == 1 else 'are'} {', '.join(there)}"
+        )
+    makers = {
+        "svhn@ross": _svhn_ross,
+        "notmnist@ross": _notmnist_ross,
+        "caltech256@zhang": _caltech256_zhang,
+        "imagenet@restricted": _imagenet_restricted,
+        "imagenet-sample@restricted": _imagenet_sample_restricted,
+    }
+    if whole in makers:
+        return makers[whole](split, read)
+    return _held_out(whole, split, read, total=60_000 if name == "mnist" else 50_000)
 
 
 def _held_out(name: str, split: str, read: Read, *, total: int) -> ImageSet:
@@ -109,6 +124,58 @@ def _notmnist_ross(split: str, read: Read) -> ImageSet:
         chosen = first_per_class(found.labels[rows], train, "notMNIST_large")
         rows = rows[chosen if split == "train" else _without(len(rows), chosen)]
     return _named(found, "notmnist@ross", split, rows)
+
+
+def _caltech256_zhang(split: str, read: Read) -> ImageSet:
+    """Zhang & Zhu 2019 as coded: of each of the 257 classes, clutter among them, `int(0.2 n)` images are held out at
+    random, for validation and test alike; the rest trains. Shorter side 256, centre 224.
+
+    Deviations: their draw had no seed, so their split cannot be had again; here generator seed 0, over the classes in
+    order. They count two entries of the archive that are no images, `056.dog/greg` and `198.spider/RENAME2`. They train
+    on random crops of 224 out of the whole image scaled to 256; here every split is of the centre (`size=256` gives
+    the centre square of 256, to crop from). torchvision rounds the longer side and the centre down: by a pixel at most.
+    """
+    found = read("test", scale=CENTRE)
+    if len(found.class_names) != CALTECH_CLASSES:
+        raise PellucidError(
+            f"caltech256@zhang is made of {CALTECH_CLASSES} classes, clutter among them, {found.source} has "
+            f"{len(found.class_names)}: get the whole data set"
+        )
+    counts = torch.bincount(found.labels, minlength=CALTECH_CLASSES)
+    if (least := int(counts.min())) < CALTECH_LEAST:
+        raise PellucidError(
+            f"{found.source}, for caltech256@zhang must have at least {CALTECH_LEAST} images of each, has {least} of "
+            f"{found.class_names[int(counts.argmin())]!r}: get the whole data set, undivided"
+        )
+    held_out = a_share_of_each(found.labels, HELD_OUT_SHARE, seed=0)
+    rows = _without(len(found), held_out) if split == "train" else held_out
+    return _named(found, "caltech256@zhang", split, rows)
+
+
+def a_share_of_each(labels: Rows, share: float, *, seed: int) -> Rows:
+    """Rows, in order, of `int(share n)` images of each class of n, drawn without replacement."""
+    generator = torch.Generator().manual_seed(seed)
+    drawn = []
+    for label in range(int(labels.max()) + 1 if len(labels) else 0):
+        own = (labels == label).nonzero()[:, 0]
+        drawn.append(own[torch.randperm(len(own), generator=generator)[: int(share * len(own))]])
+    return torch.cat(drawn).sort().values if drawn else labels[:0]
+
+
+def _imagenet_restricted(split: str, read: Read) -> ImageSet:
+    """Restricted ImageNet (Tsipras et al. 2019; Engstrom et al. 2019): nine classes, made of ImageNet's by their
+    numbers (`groups.RESTRICTED`); the others' images are left out. Shorter side 256, centre 224, as the authors' test.
+
+    `test` is ImageNet's validation split, as in the papers: its own test labels were never published. Deviation:
+    Boopathy et al. 2020 scale to 224x224 without keeping the aspect, and use part of the images, it is not known which.
+    """
+    stored = "train" if split == "train" else "valid"
+    return _named(read(stored, scale=CENTRE, groups=RESTRICTED), "imagenet@restricted", split, None)
+
+
+def _imagenet_sample_restricted(split: str, read: Read) -> ImageSet:
+    """The nine classes of Restricted ImageNet of the 1,000 images, 203 of them; of training images, so only `train`."""
+    return _named(read(split, groups=RESTRICTED), "imagenet-sample@restricted", split, None)
 
 
 def first_per_class(labels: Rows, count: int, what: str) -> Rows:

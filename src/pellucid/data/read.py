@@ -3,7 +3,7 @@
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,8 @@ from torch import Tensor
 
 from pellucid.data import arrays
 from pellucid.data.columns import image_column, read_labels
-from pellucid.data.decode import GREY, Form, Misfit, decode, open_image
+from pellucid.data.decode import GREY, Form, Misfit, Scale, decode, open_image
+from pellucid.data.groups import regrouped
 from pellucid.data.imageset import ImageSet, Resident, Stored, content_digest
 from pellucid.errors import PellucidError
 
@@ -39,7 +40,7 @@ class Rows:
     column: str
     source: str
     form: Form | None
-    resize: int | None = None
+    resize: Scale | None = None
 
     def raw(self, rows: list[int]) -> list[Any]:
         """Encoded images, or arrays, as they lie in the table."""
@@ -97,51 +98,56 @@ def read(
     split: str,
     source: str,
     identity: object,
-    size: int | None = None,
+    scale: Scale | None = None,
     skip_unreadable: bool = False,
+    groups: Mapping[str, tuple[int, ...]] | None = None,
 ) -> ImageSet:
-    """The labelled images of a table. `identity` tells a streamed set's files from others (for its digest).
+    """The labelled images of a table. `identity` tells a streamed set's files from others (for its digest). `groups`
+    of ImageNet's classes become the classes: images of no group are left out before any is decoded.
 
     Raises `PellucidError` for an empty table, columns or labels that cannot be used, images that cannot be read
-    (unless `skip_unreadable`), and images of several sizes (unless `size`).
+    (unless `skip_unreadable`), images of several sizes (unless `scale`), and `groups` of labels not ImageNet's.
     """
     if len(table) == 0:
         raise PellucidError(f"{source}: the split {split!r} is empty")
     column, encoded = image_column(table, source)
     labels, class_names = read_labels(table, source)
-    rows = _rows(table, column, encoded, source, size)
+    if groups is not None:
+        chosen, labels = regrouped(labels, class_names, groups, source)
+        table, class_names = table.select(chosen.tolist()), tuple(groups)
+    rows = _rows(table, column, encoded, source, scale)
     if _decoded_bytes(rows) > STREAM_ABOVE:
         return _streamed(rows, labels, class_names, name, split, source, identity)
     try:
         pixels, labels = _resident(rows, labels, skip_unreadable)
     except Misfit:
-        rows = Rows(rows.table, column, source, survey(rows, skip_unreadable), size)
+        rows = Rows(rows.table, column, source, survey(rows, skip_unreadable), scale)
         pixels, labels = _resident(rows, labels, skip_unreadable)
     digest = content_digest(pixels, labels, class_names)
     shape = (pixels.shape[1], pixels.shape[2], pixels.shape[3])
     return ImageSet(name, split, labels, class_names, shape, source, digest, Resident(pixels))
 
 
-def _rows(table: "Dataset", column: str, encoded: bool, source: str, size: int | None) -> Rows:
+def _rows(table: "Dataset", column: str, encoded: bool, source: str, scale: Scale | None) -> Rows:
     """The image column, its form guessed from the first image that can be read."""
     import datasets
 
     only = table.select_columns([column])
     if not encoded:
-        return Rows(only, column, source, None, size)
-    rows = Rows(only.cast_column(column, datasets.Image(decode=False)), column, source, Form(3, 1, 1, size), size)
+        return Rows(only, column, source, None, scale)
+    rows = Rows(only.cast_column(column, datasets.Image(decode=False)), column, source, Form(3, 1, 1, scale), scale)
     for image in rows.raw(list(range(min(len(table), 100)))):
         try:
             with open_image(image) as opened:
-                return Rows(rows.table, column, source, _form(opened.mode in GREY, opened.size, size), size)
+                return Rows(rows.table, column, source, _form(opened.mode in GREY, opened.size, scale), scale)
         # As above; every unreadable image is counted later.
         except Exception:
             continue
     return rows
 
 
-def _form(grey: bool, size: tuple[int, int], resize: int | None) -> Form:
-    width, height = (resize, resize) if resize else size
+def _form(grey: bool, size: tuple[int, int], resize: Scale | None) -> Form:
+    width, height = (resize.crop, resize.crop) if resize else size
     return Form(1 if grey else 3, height, width, resize)
 
 
@@ -237,6 +243,9 @@ def _streamed(
         for block in rows.blocks():  # every value is checked once, here
             _check_shape(rows.read(block)[0], first, source)
         shape = (first.shape[1], first.shape[2], first.shape[3])
-    found = hashlib.sha256(repr((identity, class_names, shape)).encode() + labels.numpy().tobytes())
+    facts = (identity, class_names, shape)
+    if rows.resize is not None and rows.resize.crop != rows.resize.shorter:
+        facts = (*facts, rows.resize)  # of the same shape as a plain square, and of other pixels
+    found = hashlib.sha256(repr(facts).encode() + labels.numpy().tobytes())
     chosen = torch.arange(len(labels))
     return ImageSet(name, split, labels, class_names, shape, source, found.hexdigest(), Streamed(rows, chosen))

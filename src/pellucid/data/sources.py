@@ -3,11 +3,12 @@
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 
-from pellucid.data.names import KNOWN, suggestion
+from pellucid.data.layouts import inside, numbered_classes, tiny_imagenet
+from pellucid.data.names import KNOWN, how_to_get, suggestion
 from pellucid.errors import PellucidError
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})
@@ -23,16 +24,32 @@ SPLITS = frozenset({"train", "test", "extra", *ALIASES})  # subfolders with thes
 
 @dataclass(frozen=True)
 class Place:
-    """Where a split lies: Parquet files, or class folders with the classes in order, or a repository of the hub."""
+    """Where a split lies: Parquet files, or class folders with the classes in order, or a repository of the hub.
+
+    `titles` are the names of the classes where the folders are called otherwise; `listed` are the files and their
+    classes where no folder says them.
+    """
 
     where: str
     split: str
     parquet: tuple[Path, ...] = ()
     folder: Path | None = None
     classes: tuple[str, ...] = ()
+    titles: tuple[str, ...] = ()
+    listed: tuple[tuple[Path, int], ...] = ()
     hub: str | None = None
     config: str | None = None
     looked: tuple[str, ...] = ()
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        return self.titles or self.classes
+
+    def images(self) -> list[tuple[Path, int]]:
+        """Every image file of a folder's split, and the number of its class."""
+        if self.listed or self.folder is None:
+            return list(self.listed)
+        return [(file, i) for i, name in enumerate(self.classes) for file in image_files(self.folder / name)]
 
 
 def locate(name: str, split: str) -> Place:
@@ -81,6 +98,8 @@ def places(path: Path) -> Mapping[str, Place]:
     A file is one split, named by its stem if that is a split's name. A folder holds `<split>.parquet` files (or
     shards as on the hub, also under `data/`), or split folders of class folders, or class folders. What is not
     divided into splits counts as `test`: an image that was trained on must not be tested on by an oversight.
+    Tiny ImageNet and Caltech-256 are known by their own layouts, and the folder that a known archive unpacks to may
+    stay between.
     """
     if path.is_file():
         if path.suffix != ".parquet":
@@ -95,7 +114,23 @@ def places(path: Path) -> Mapping[str, Place]:
         found.setdefault(_split_of(file), []).append(file)
     if found:
         return {split: Place(str(path), split, parquet=tuple(files)) for split, files in found.items()}
-    return _image_folders(path)
+    path = inside(path)
+    if (path / "wnids.txt").is_file():
+        return _tiny_imagenet(path)
+    divided = _image_folders(path)
+    return {split: replace(place, titles=numbered_classes(place.classes)) for split, place in divided.items()}
+
+
+def _tiny_imagenet(path: Path) -> dict[str, Place]:
+    """Tiny ImageNet's own layout. Its validation images lie in one folder, with a list of their classes."""
+    tiny = tiny_imagenet(path)
+    place = Place(str(path), "train", folder=path / "train", classes=tiny.classes, titles=tiny.titles)
+    found = {"train": place} if tiny.trained else {}
+    if tiny.valid:
+        found["valid"] = replace(place, split="valid", folder=path / "val", listed=tiny.valid)
+    elif (path / "val").is_dir() and subfolders(path / "val"):  # sorted into class folders, as many do
+        found["valid"] = replace(place, split="valid", folder=path / "val")
+    return found
 
 
 def _split_of(file: Path) -> str:
@@ -170,10 +205,13 @@ def missing_text(name: str, split: str, looked: list[str]) -> str:
             f'.to_parquet({f"{split}.parquet"!r})"',
             f"then bring the file to {target / name / f'{split}.parquet'} and set PELLUCID_DATA={target}",
         ]
-    else:
+    elif name not in KNOWN:
         lines += [
             "Give a folder of class folders (<class>/*.png or <split>/<class>/*.png), a .parquet file or a hub id",
             f"OWNER/NAME; or set PELLUCID_DATA={target}, with {target}/NAME/<split>.parquet or",
             f"{target}/NAME/<split>/<class>/*.png",
         ]
+    if name in KNOWN and KNOWN[name].get:
+        ways = how_to_get(name, target / name)
+        lines += [f"{'Or' if hub else 'To get it'}: {ways}", f"and set PELLUCID_DATA={target}"]
     return "\n".join(lines)

@@ -16,10 +16,11 @@ FORMS = "'all', a count such as '200' (a seeded sample), 'first:N', a range 'FRO
 def subset(spec: str | int, n: int, seed: int = 0) -> Int64[Tensor, " k"]:
     """Indices into a set of `n` images.
 
-    `all`, `first:N` and `FROM:TO` (rows FROM to TO - 1) are in the set's own order. A count is a sample without replacement from a generator seeded
-    with `seed`, sorted: the same for every model, and an evaluation reads a streamed set front to back.
-    `boopathy200` is the fixed test subset of Boopathy et al. 2020, `RandomState(99).permutation(10000)[:200]`, in
-    the order drawn. Raises `PellucidError` for a count below 1 or above `n`.
+    `all`, `first:N` and `FROM:TO` (rows FROM to TO - 1) are in the set's own order. A count is a sample without
+    replacement from a generator seeded with `seed`, sorted: the same for every model, and an evaluation reads a
+    streamed set front to back. `boopathy200` is the fixed test subset of Boopathy et al. 2020,
+    `RandomState(99).permutation(10000)[:200]`, in the order drawn. Raises `PellucidError` for a count below 1 or above
+    `n`, and for a range that is empty or ends beyond it.
     """
     text = str(spec).strip().lower()
     if text == "all":
