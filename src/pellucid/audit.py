@@ -16,6 +16,7 @@ from pellucid.checks import CHECKS_ALONE, masking_checks
 from pellucid.data import ImageSet
 from pellucid.gallery import choose, gallery
 from pellucid.interpreters.activations import cam
+from pellucid.looks import look, work
 from pellucid.protocol import Protocol, Subject, measure, measurements, prepared
 from pellucid.report.html import build
 from pellucid.results import concatenate, run_facts, write_json, write_rows
@@ -40,10 +41,11 @@ class Audit:
     pictures: dict[str, np.ndarray] = field(repr=False)
 
 
-def total_work(subjects: list[Subject], n: int, protocol: Protocol) -> int:
+def total_work(subjects: list[Subject], n: int, protocol: Protocol, shape: tuple[int, int, int]) -> int:
     """How many image-measurements an audit makes: the length of its progress bar."""
     checks = CHECKS_ALONE + len(subjects) - 1
-    return sum(n * len(measurements(protocol, maps=s.has_cam)) + min(n, 200) * checks for s in subjects)
+    attacked = sum(n * len(measurements(protocol, maps=s.has_cam)) + min(n, 200) * checks for s in subjects)
+    return attacked + (0 if protocol.looks is None else len(subjects) * work(shape, n, protocol.looks))
 
 
 def run_audit(
@@ -90,6 +92,11 @@ def run_audit(
         )
         models.append(figures(subject, rows[subject.name], protocol, checks))
     entries, pictures = gallery(subjects, images, indices, choose(rows, protocol.gallery_images), protocol)
+    looked: dict[str, Any] = {}
+    if protocol.looks is not None:
+        models_by_name = {s.name: s.model for s in subjects}
+        looked, maps = look(models_by_name, images, indices, protocol.looks, seed=protocol.seed, cells=cells, tick=tick)
+        pictures |= maps
     found = {
         "title": title,
         "data": data
@@ -103,7 +110,7 @@ def run_audit(
         "models": models,
         "gallery": entries,
         "comparison": compare(rows, protocol),
-    }
+    } | ({"looks": looked} if looked else {})
     facts = run_facts(started=now, seconds=time.monotonic() - started, device=device)
     write_rows(out / "rows.parquet", _long(rows))
     write_atomically(out / "gallery.safetensors", save({k: np.ascontiguousarray(v) for k, v in pictures.items()}))

@@ -5,7 +5,7 @@ from typing import Literal
 import numpy as np
 import scipy.stats
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -185,3 +185,41 @@ def attribution_norm(model: nn.Module, x: Images, attacked: Images, y: Labels, *
         loss = F.cross_entropy(model(way), y.repeat(points), reduction="sum")
         (gradient,) = torch.autograd.grad(loss, way, create_graph=True)
         return (delta * gradient.unflatten(0, (points, len(x))).mean(0)).flatten(1).abs().sum(1)
+
+
+def gini(maps: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
+    """`1 - 2 Σ_k (v_k / ‖v‖₁) (d - k + 1/2) / d`, v the magnitudes in ascending order: how unequal a map is, in [0, 1).
+
+    0 where all values are alike, `1 - 1/d` where one of d has it all; of Gaussian noise √2 - 1 on average. A map of
+    zeros has none (NaN). Source: Hurley & Rickard 2009, eq. 4, there the best of the measures of sparsity.
+    """
+    values = maps.detach().double().abs().sort(1).values
+    d = values.shape[1]
+    weights = (d - torch.arange(1, d + 1, dtype=values.dtype, device=values.device) + 0.5) / d
+    return 1 - 2 * (values * weights).sum(1) / values.sum(1)
+
+
+def edges(x: Images, *, share: float = 0.2) -> Bool[Tensor, "b h w"]:
+    """The share of pixels where the image changes most: by Sobel's gradient of the mean over channels, ties by place.
+
+    Borders are mirrored. Source: Sobel & Feldman 1968; the share is ours. Raises `PellucidError` unless 0 < share < 1.
+    """
+    if not 0 < share < 1:
+        raise PellucidError(f"share (={share!r}) of the pixels must be above 0 and below 1")
+    grey = F.pad(x.detach().mean(1, keepdim=True), (1, 1, 1, 1), mode="replicate")
+    across = grey.new_tensor([[-1.0, 0.0, 1.0], [-2.0, 0.0, 2.0], [-1.0, 0.0, 1.0]])
+    slopes = F.conv2d(grey, torch.stack([across, across.t()])[:, None])
+    size = slopes.square().sum(1).flatten(1)
+    count = max(1, round(share * size.shape[1]))
+    order = torch.sort(size, dim=1, descending=True, stable=True).indices[:, :count]
+    found = torch.zeros(size.shape, dtype=torch.bool, device=x.device).scatter_(1, order, True)
+    return found.view(len(x), *x.shape[2:])
+
+
+def share_within(maps: Float[Tensor, "b h w"], places: Bool[Tensor, "b h w"]) -> PerExample:
+    """`Σ_places |m| / Σ |m|`: how much of a map's magnitude lies at some places; NaN for a map of zeros.
+
+    A map that knows nothing of the places has their share of the image, on average.
+    """
+    size = maps.detach().double().abs()
+    return (size * places).sum((1, 2)) / size.sum((1, 2))

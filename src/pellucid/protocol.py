@@ -20,7 +20,7 @@ from pellucid.evaluation import Measurement, evaluate
 from pellucid.interpreters.activations import cam
 from pellucid.network import device_of, frozen
 from pellucid.results import Rows
-from pellucid.types import Attack
+from pellucid.types import Attack, Transform
 
 MAP_VALUES = 4  # a map of fewer values has no order worth a rank correlation
 DEFAULT_ATTACK = partial(pgd, steps=40)
@@ -44,10 +44,21 @@ class Subject:
 
 
 @dataclass(frozen=True)
+class Looks:
+    """How thoroughly an audit asks what its classifiers look at: of how many images maps are made and shown, and the
+    transform that stylises (none: no stylised images)."""
+
+    map_images: int = 64
+    shown: int = 4
+    style: Transform | None = None
+
+
+@dataclass(frozen=True)
 class Protocol:
     """How an audit attacks: the ladder of radii, and the attacks whose ball is set to each of them.
 
     `worst` is run once, at the headline radius, in the attack's kind of ball: the worst case of all attacks. None: not.
+    `looks` is how thoroughly it is asked what the classifiers look at; None: not at all.
     """
 
     eps: tuple[float, ...]
@@ -56,6 +67,7 @@ class Protocol:
     worst: Attack | None = DEFAULT_WORST
     seed: int = 0
     gallery_images: int = 6
+    looks: Looks | None = None
 
     @property
     def gallery_eps(self) -> float:

@@ -41,7 +41,7 @@ def audit(
     data: DataOption,
     out_folder: Annotated[Path, typer.Option("--out", help="report.html, audit.json, rows.parquet, run.json.")],
     images: ImagesOption = None,
-    split: SplitOption = "test",
+    split: SplitOption = None,
     size: SizeOption = None,
     weights: WeightsOption = None,
     eps: Annotated[
@@ -52,19 +52,28 @@ def audit(
     worst: Annotated[
         str, typer.Option(help="The worst case, at the middle radius; default: a quick ensemble. none: leave it out.")
     ] = "",
+    style: Annotated[
+        str,
+        typer.Option(help="A transform that stylises, for what it looks at: \"fast_style(weights='w.safetensors')\"."),
+    ] = "",
+    looks: Annotated[
+        bool, typer.Option("--looks/--no-looks", help="Ask what it looks at: transformed images, saliency maps.")
+    ] = True,
     seed: SeedOption = 0,
     device: DeviceOption = "cpu",
     mean: MeanOption = "",
     std: StdOption = "",
     json_: JsonOption = False,
 ) -> None:
-    """Judge classifiers: robustness, robustness of the explanation, signs of masked gradients. One page, one JSON.
+    """Judge classifiers: robustness, robustness of the explanation, signs of masked gradients, what they look at.
+
+    One page, one JSON.
 
     Interrupted? The same command goes on where it stopped.
     """
     from pellucid import registry
     from pellucid.audit import run_audit, total_work
-    from pellucid.protocol import DEFAULT_AAI, DEFAULT_ATTACK, DEFAULT_WORST, Protocol, default_ladder, prepared
+    from pellucid.protocol import DEFAULT_AAI, DEFAULT_ATTACK, DEFAULT_WORST, Looks, Protocol, default_ladder, prepared
     from pellucid.report.tables import markdown
 
     only_for_others(model, weights, mean, std)
@@ -77,9 +86,10 @@ def audit(
         aai=registry.parse(aai, "attacks") if aai else DEFAULT_AAI,
         worst=None if worst == "none" else registry.parse(worst, "attacks") if worst else DEFAULT_WORST,
         seed=seed,
+        looks=Looks(style=registry.parse(style, "transforms") if style else None) if looks else None,
     )
     subjects = [prepared(subject, protocol, found) for subject in subjects]
-    with progress("auditing", total_work(subjects, len(indices), protocol), quiet=json_) as tick:
+    with progress("auditing", total_work(subjects, len(indices), protocol, found.shape), quiet=json_) as tick:
         done = run_audit(
             subjects,
             found,
@@ -87,7 +97,7 @@ def audit(
             protocol,
             out_folder,
             title=f"{' · '.join(s.name for s in subjects)} on {data}",
-            data={"name": data, "split": split, "images": images or f"{len(indices)} at random"},
+            data={"name": data, "split": found.split, "images": images or f"{len(indices)} at random"},
             device=device,
             tick=tick,
         )

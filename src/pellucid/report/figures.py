@@ -65,17 +65,20 @@ def curves(
     y_label: str,
     y_ticks: Sequence[tuple[float, str]],
     reference: tuple[float, str] | None = None,
+    x_ticks: Sequence[tuple[float, str]] | None = None,
 ) -> Markup:
     """Lines with interval bands and labels at their ends; `reference` is a dashed level with its own label.
 
-    The x axis starts at 0; its ticks are the measured values. `y_ticks`, (value, text) ascending, span the axis.
+    The x axis starts at 0; its ticks are 0 and the measured values, or `x_ticks`, places with words of their own.
+    `y_ticks`, (value, text) ascending, span the axis.
     """
     drawn = [line for line in lines if line.points]
     xs = sorted({point.x for line in drawn for point in line.points})
     texts = [*(shorten(line.name, _NAME_LENGTH) for line in drawn), *([reference[1]] if reference else [])]
     right = _WIDTH - 16 - max((len(text) for text in texts), default=0) * _CHARACTER
     frame = _Frame(right, max(xs, default=1.0) or 1.0, y_ticks[0][0], y_ticks[-1][0])
-    parts = [*_axes(frame, xs, x_label, y_ticks), _text(y_label, "axis", 2.0, 13.0)]
+    ticks = [(0.0, "0"), *((x, radius(x)) for x in xs if x > 0)] if x_ticks is None else x_ticks
+    parts = [*_axes(frame, ticks, x_label, y_ticks), _text(y_label, "axis", 2.0, 13.0)]
     if reference is not None:
         parts.append(_rule(_LEFT, frame.y(reference[0]), right, frame.y(reference[0]), "reference"))
     parts += [_band(line, frame) for line in drawn]
@@ -182,16 +185,19 @@ class _Frame:
         return _HEIGHT - _BOTTOM - share * (_HEIGHT - _BOTTOM - _TOP)
 
 
-def _axes(frame: _Frame, xs: Sequence[float], x_label: str, y_ticks: Sequence[tuple[float, str]]) -> list[str]:
+def _axes(
+    frame: _Frame, x_ticks: Sequence[tuple[float, str]], x_label: str, y_ticks: Sequence[tuple[float, str]]
+) -> list[str]:
     parts = [_text(text, "tick end", _LEFT - 8, frame.y(y) + 4) for y, text in y_ticks]
     parts += [_rule(_LEFT, frame.y(y), frame.right, frame.y(y), "grid") for y, _ in y_ticks]
-    parts.append(_text("0", "tick mid", _LEFT, _HEIGHT - _BOTTOM + 18))
+    (first, start), *others = x_ticks
+    parts.append(_text(start, "tick mid", frame.x(first), _HEIGHT - _BOTTOM + 18))
     last = np.inf
-    for x in reversed(xs):  # from the right: the largest radius always has its tick
+    for x, text in reversed(others):  # from the right: the last one always has its tick
         at = frame.x(x)
-        width = 9.0 + _CHARACTER * len(radius(x))
-        if last - at >= width and at - _LEFT >= width / 2 + 8:
-            parts.append(_text(radius(x), "tick mid", at, _HEIGHT - _BOTTOM + 18))
+        width = 9.0 + _CHARACTER * len(text)
+        if last - at >= width and at - frame.x(first) >= width / 2 + 8:
+            parts.append(_text(text, "tick mid", at, _HEIGHT - _BOTTOM + 18))
             last = at
     parts.append(_text(x_label, "axis mid", (_LEFT + frame.right) / 2, _HEIGHT - 6))
     return parts

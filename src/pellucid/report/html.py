@@ -12,6 +12,7 @@ from markupsafe import Markup
 
 from pellucid.report import figures, sections, story, words
 from pellucid.report.gallery import rows as gallery_rows
+from pellucid.report.looks_section import looks
 
 
 def build(audit: dict[str, Any], gallery: dict[str, np.ndarray], run: dict[str, Any] | None = None) -> str:
@@ -44,6 +45,7 @@ def _context(audit: dict[str, Any], arrays: dict[str, np.ndarray], run: dict[str
         "sensitivity": sections.sensitivity(audit),
         "comparison": sections.comparison(audit),
         "checks": sections.checks(audit),
+        "looks": looks(audit, arrays),
         "gallery": gallery_rows(audit, arrays),
         **assets(),
     }
