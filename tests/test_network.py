@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from pellucid import registry
 from pellucid.errors import PellucidError
-from pellucid.network import Network, Normalise, frozen, softplus, why_not_folded
+from pellucid.network import Averages, Network, Normalise, frozen, softplus, why_not_folded
 
 
 def unfolded(network: Network, x: Tensor) -> Tensor:
@@ -35,6 +35,7 @@ GEOMETRIES = {
     "dilation": st.tuples(st.integers(1, 2), st.integers(1, 2)),
     "size": st.tuples(st.integers(4, 8), st.integers(4, 8)),
     "biases": st.tuples(st.booleans(), st.booleans()),
+    "headless": st.booleans(),
     "seed": st.integers(0, 2**32),
 }
 
@@ -48,6 +49,7 @@ def test_folding_changes_nothing(
     dilation: tuple[int, int],
     size: tuple[int, int],
     biases: tuple[bool, bool],
+    headless: bool,
     seed: int,
 ) -> None:
     """Logits, maps, and their first and second derivatives in images and parameters agree to 1e-10 in float64."""
@@ -56,7 +58,8 @@ def test_folding_changes_nothing(
     last = nn.Conv2d(3, 4, kernel, stride=stride, padding=padding, dilation=dilation, bias=biases[0])
     # Softplus, so that second derivatives are not zero.
     trunk = nn.Sequential(nn.Conv2d(2, 3, 3, padding=1), nn.Softplus(), last)
-    network = Network(trunk, nn.Linear(4, 3, bias=biases[1]), normalise=Normalise((0.1, 0.2), (0.5, 2.0))).double()
+    head = Averages(4) if headless else nn.Linear(4, 3, bias=biases[1])
+    network = Network(trunk, head, normalise=Normalise((0.1, 0.2), (0.5, 2.0))).double()
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.normal_(0, 0.5, generator=generator)
@@ -127,8 +130,9 @@ def test_maps_add_up_to_logits(name: str, bias: bool, generator: torch.Generator
     """Σ_i CAM_c(x)_i = f_c(x) for every architecture, with and without a bias in the head (Boopathy et al., eq. 1)."""
     build = registry.parse(name, "architectures")
     network = build(channels=3, classes=4, generator=generator)
-    network.head = nn.Linear(network.head.in_features, 4, bias=bias)
-    network.biased = bias
+    if not isinstance(network.head, Averages):
+        network.head = nn.Linear(network.head.in_features, 4, bias=bias)
+        network.biased = bias
     network = network.double().eval()
     size = registry.option(build, "size") or 32
     x = torch.empty(2, 3, size, size, dtype=torch.float64).uniform_(generator=generator)

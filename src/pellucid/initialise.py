@@ -19,3 +19,14 @@ def fan_in(network: Network, generator: Generator = None) -> Network:
                 if module.bias is not None:
                     module.bias.zero_()
     return network
+
+
+def he_normal(network: Network, generator: Generator = None) -> Network:
+    """In place: every convolution ~ N(0, 2 / fan-out), the head uniform in ±1 / √fan-in. Returns the network."""
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu", generator=generator)
+    bound = network.head.in_features**-0.5
+    for parameter in network.head.parameters():
+        nn.init.uniform_(parameter, -bound, bound, generator=generator)
+    return network

@@ -1,5 +1,6 @@
 """A trained network on disk: one safetensors file that also says which architecture it is and where it came from."""
 
+import inspect
 import json
 from collections.abc import Mapping
 from functools import partial
@@ -53,7 +54,8 @@ def load_model(
         return from_code(str(where), weights, example, mean, std)
     if str(where).partition("(")[0] in registry.public("architectures"):
         if mean or std:
-            raise PellucidError(f"{where} normalises its own images: --mean and --std are for your own code")
+            remedy = f": say {where}(mean=(...), std=(...))" if _has_option(str(where), "mean") else ""
+            raise PellucidError(f"{where} normalises its own images{remedy}; --mean and --std are for your own code")
         if weights is None:
             raise PellucidError(
                 f"{where!s} is an architecture without weights: give --weights FILE.safetensors, or a trained model"
@@ -64,6 +66,10 @@ def load_model(
         f"training run), an architecture ({', '.join(registry.public('architectures'))}) with --weights, or your own "
         "code as file.py:function"
     )
+
+
+def _has_option(spec: str, option: str) -> bool:
+    return option in inspect.signature(registry.public("architectures")[spec.partition("(")[0]]).parameters
 
 
 def _from_file(path: Path, weights: Path | None) -> tuple[nn.Module, Mapping[str, str]]:

@@ -1,11 +1,12 @@
 """Networks: the classifier every room works on, how to take a foreign one apart, and how to hold one still.
 
-`Network` = normalise -> trunk -> average pool -> linear head. Where the trunk ends in a convolution, that
-convolution, the pooling and the head are one linear map: `Network` folds them, exactly and differentiably.
+`Network` = normalise -> trunk -> average pool -> linear head, or no head where the averages are the logits. Where the
+trunk ends in a convolution, that convolution, the pooling and the head are one linear map: `Network` folds them,
+exactly and differentiably.
 """
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple, TypeVar
 
@@ -23,6 +24,8 @@ from pellucid.types import Images, Labels, Logits
 ClassMaps = Float[Tensor, "b classes hm wm"]
 Features = Float[Tensor, "b k hm wm"]
 Model = TypeVar("Model", bound=nn.Module)
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # by which published weights are normalised
 
 
 class Normalise(nn.Module):
@@ -47,6 +50,58 @@ class Normalise(nn.Module):
         return (x - self.mean) / self.std
 
 
+def normalisation(channels: int, mean: tuple[float, ...] | None, std: tuple[float, ...] | None) -> Normalise | None:
+    """`Normalise(mean, std)`; None where both are None. ImageNet's is, for other than three channels, its average."""
+    if mean is None and std is None:
+        return None
+    if channels != 3:
+        mean, std = (
+            (sum(values) / 3,) * channels if values in (IMAGENET_MEAN, IMAGENET_STD) else values
+            for values in (mean, std)
+        )
+    if mean is None or std is None or {len(mean), len(std)} != {channels}:
+        raise PellucidError(
+            f"mean {mean} and std {std} go together, with one number for each of the {channels} channels"
+        )
+    return Normalise(mean, std)
+
+
+class Averages(nn.Module):
+    """The head of a network that has none, `f_c = (1/u) Σ_i A_{c,i}`: the averaged feature maps are the logits.
+
+    It has no parameters; `weight` and `bias` are those of the linear head that would change nothing.
+    """
+
+    one: Tensor
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        self.in_features = self.out_features = classes
+        self.register_buffer("one", torch.ones(()), persistent=False)  # knows the device and the type
+
+    @property
+    def weight(self) -> Float[Tensor, "classes classes"]:
+        return self.one.expand(self.out_features).diag()
+
+    @property
+    def bias(self) -> Float[Tensor, " classes"]:
+        return self.one.new_zeros(self.out_features)
+
+    def forward(self, pooled: Logits) -> Logits:
+        if pooled.shape[1] != self.out_features:
+            raise PellucidError(
+                f"{pooled.shape[1]} feature maps for {self.out_features} classes: without a linear head there must be "
+                "one for each"
+            )
+        return pooled
+
+    def extra_repr(self) -> str:
+        return f"classes={self.out_features}"
+
+
+Head = nn.Linear | Averages
+
+
 class Tail(NamedTuple):
     """The folded convolution, average pool and head: one kernel for the maps, one matrix for the logits."""
 
@@ -56,13 +111,25 @@ class Tail(NamedTuple):
 
 
 class Network(nn.Module):
-    """normalise -> trunk -> average pool over the u positions -> linear head: `f_c(x) = Σ_i CAM_c(x)_i`."""
+    """normalise -> trunk -> average pool over the u positions -> linear head: `f_c(x) = Σ_i CAM_c(x)_i`.
 
-    def __init__(self, trunk: nn.Module, head: nn.Linear, *, normalise: nn.Module | None = None) -> None:
+    With `Averages` in place of the head the trunk ends in one feature map per class. `published` are the names that
+    others' files give the weights, as prefixes: theirs -> ours, the first that fits; None for what is left out here.
+    """
+
+    def __init__(
+        self,
+        trunk: nn.Module,
+        head: Head,
+        *,
+        normalise: nn.Module | None = None,
+        published: Mapping[str, str | None] | None = None,
+    ) -> None:
         super().__init__()
         self.normalise = normalise or nn.Identity()
         self.trunk = trunk
         self.head = head
+        self.published = dict(published or {})
         self.biased = any(name == "bias" for name, _ in head.named_parameters())
         self._held: dict[tuple[int, int] | None, Tail] | None = None
         self._held_trunk: list[nn.Module | None] = []  # empty: not made yet. A list, so that it is no submodule
@@ -89,12 +156,15 @@ class Network(nn.Module):
     def class_maps(self, x: Images) -> ClassMaps:
         """Class activation maps of all classes in one pass: `CAM_c = (1/u) (Σ_k w_k^c A_k + bias_c)`.
 
-        Summed over their u positions they are the logits, exactly (Boopathy et al. 2020, eq. 1).
+        Summed over their u positions they are the logits, exactly (Boopathy et al. 2020, eq. 1). Without a linear head
+        they are the feature maps, divided by u.
         """
         if not self.folds:
             a = self.features(x)
-            maps = torch.einsum("ck,bkhw->bchw", self.head.weight, a)
-            return (maps + self._head_bias()[:, None, None]) / (a.shape[2] * a.shape[3])
+            maps = a if isinstance(self.head, Averages) else torch.einsum("ck,bkhw->bchw", self.head.weight, a)
+            if self.biased:
+                maps = maps + self.head.bias[:, None, None]
+            return maps / (a.shape[2] * a.shape[3])
         stem = self._stem(x)
         tail = self._tail(None)
         last = self._last()
@@ -131,7 +201,7 @@ class Network(nn.Module):
         return x
 
     def _head_bias(self) -> Float[Tensor, " classes"]:
-        return self.head.bias if self.biased else self.head.weight.new_zeros(len(self.head.weight))
+        return self.head.bias if self.biased else self.head.weight.new_zeros(self.head.out_features)
 
     def _logit_bias(self) -> Float[Tensor, " classes"]:
         inner = self._last().bias
@@ -149,7 +219,9 @@ class Network(nn.Module):
         """Fold the head into the last convolution; with a size, the pooled map's matrix as well."""
         last = self._last()
         with torch.autocast(last.weight.device.type, enabled=False):
-            kernel = torch.einsum("ck,kixy->cixy", self.head.weight, last.weight)
+            kernel = last.weight
+            if not isinstance(self.head, Averages):
+                kernel = torch.einsum("ck,kixy->cixy", self.head.weight, kernel)
             matrix = None if size is None else _pooled(kernel, last, size)
             return Tail(kernel, self._logit_bias(), matrix)
 
@@ -190,7 +262,7 @@ def _reach(size: int, taps: int, stride: int, padding: int, dilation: int) -> tu
     return reached.float(), outputs
 
 
-_PLAIN = (nn.Conv2d.forward, Conv2d.forward, nn.Sequential.forward, nn.Linear.forward)
+_PLAIN = (nn.Conv2d.forward, Conv2d.forward, nn.Sequential.forward, nn.Linear.forward, Averages.forward)
 
 
 def why_not_folded(network: Network) -> str | None:

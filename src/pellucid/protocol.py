@@ -22,6 +22,7 @@ from pellucid.network import device_of, frozen
 from pellucid.results import Rows
 from pellucid.types import Attack, Transform
 
+PHOTOGRAPH = 128  # pixels along a side: from here on audits take fewer images, radii and maps
 MAP_VALUES = 4  # a map of fewer values has no order worth a rank correlation
 DEFAULT_ATTACK = partial(pgd, steps=40)
 DEFAULT_AAI = partial(aai, steps=50)
@@ -92,10 +93,16 @@ def prepared(subject: Subject, protocol: Protocol, images: ImageSet) -> Subject:
     return subject
 
 
-def default_ladder(channels: int) -> tuple[float, ...]:
-    """Radii that tell networks apart: of the papers' MNIST tables for grey images, of their CIFAR tables for colour."""
+def default_ladder(shape: tuple[int, int, int]) -> tuple[float, ...]:
+    """Radii that tell networks apart: of the papers' MNIST tables for grey images, of their CIFAR tables for colour.
+
+    Of photographs, which cost fifty times as much, three.
+    """
+    channels, *sides = shape
     if channels == 1:
         return (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4)
+    if min(sides) >= PHOTOGRAPH:
+        return tuple(k / 255 for k in (1, 4, 8))
     return tuple(k / 255 for k in (1, 2, 4, 6, 8, 10))
 
 

@@ -2,6 +2,7 @@
 
 import os
 import pickle
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -9,6 +10,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from pellucid.errors import PellucidError
+from pellucid.network import Network
 
 PREFIXES = (
     "module.attacker.",
@@ -64,15 +66,65 @@ def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
 
 
 def load_into(module: nn.Module, path: Path) -> None:
-    """Load a state dict into a module, in place; wrappers' prefixes are stripped, all else must fit."""
+    """Load a state dict into a module, in place, whatever its precision; all entries must fit.
+
+    Stripped are wrappers' prefixes. The names that others' files give the weights of a `Network` (`published`) become
+    its own; such a file brings no normalisation, and the network keeps its own. Nor need a file bring how many batches
+    a BatchNorm has seen.
+    """
     tensors = read_state_dict(path)
-    expected = {name: tuple(t.shape) for name, t in module.state_dict().items()}
+    own = module.state_dict()
     for prefix in PREFIXES:
-        if not expected.keys() & tensors.keys() and all(name.startswith(prefix) for name in tensors):
+        if not own.keys() & tensors.keys() and all(name.startswith(prefix) for name in tensors):
             tensors = {name.removeprefix(prefix): t for name, t in tensors.items()}
-    found = {name: tuple(t.shape) for name, t in tensors.items()}
+    kept = (".num_batches_tracked",)
+    called = {name: name for name in tensors}  # what the file calls our entries
+    if isinstance(module, Network) and module.published and not own.keys() & tensors.keys():
+        tensors, called = _renamed(tensors, module.published)
+        kept = (*kept, "normalise.mean", "normalise.std")
+    tensors |= {name: t for name, t in own.items() if name.endswith(kept) and name not in tensors}
+    expected, found = ({name: tuple(t.shape) for name, t in held.items()} for held in (own, tensors))
     if expected != found:
-        differ = [name for name in {**expected, **found} if found.get(name) != expected.get(name)]
-        shown = "; ".join(f"{name}: {found.get(name)} for {expected.get(name)}" for name in differ[:4])
-        raise PellucidError(f"{path} holds the weights of another network ({len(differ)} differ: {shown})")
+        raise PellucidError(_differences(module, path, expected, found, called))
     module.load_state_dict(tensors)
+
+
+def _renamed(
+    tensors: Mapping[str, torch.Tensor], published: Mapping[str, str | None]
+) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """Tensors by our names, and their published names by ours; those that are to be left out are."""
+    renamed: dict[str, torch.Tensor] = {}
+    called: dict[str, str] = {}
+    for name, tensor in tensors.items():
+        theirs = next((prefix for prefix in published if name.startswith(prefix)), "")
+        ours = published.get(theirs, "")
+        if ours is not None:
+            new = ours + name.removeprefix(theirs)
+            renamed[new], called[new] = tensor, name
+    return renamed, called
+
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+def _differences(module: nn.Module, path: Path, expected: Shapes, found: Shapes, called: Mapping[str, str]) -> str:
+    """Which entries of a file and of the module differ, by the file's names where it has them."""
+    differ = [name for name in {**expected, **found} if found.get(name) != expected.get(name)]
+    shown = "; ".join(f"{called.get(name, name)}: {found.get(name)} for {expected.get(name)}" for name in differ[:4])
+    remedy = ""
+    if isinstance(module, Network) and (classes := _other_classes(differ, expected, found, module.head.out_features)):
+        remedy = (
+            f": it has {classes} classes and the network {module.head.out_features}; build it with classes={classes}"
+        )
+    return f"{path} holds the weights of another network ({len(differ)} differ: {shown}){remedy}"
+
+
+def _other_classes(differ: list[str], expected: Shapes, found: Shapes, classes: int) -> int | None:
+    """The number of classes of a file, where it differs from the network in nothing else."""
+    counts: set[int] = set()
+    for name in differ:
+        ours, theirs = expected.get(name, ()), found.get(name, ())
+        if ours[:1] != (classes,) or not theirs or ours[1:] != theirs[1:]:
+            return None
+        counts.add(theirs[0])
+    return counts.pop() if len(counts) == 1 else None

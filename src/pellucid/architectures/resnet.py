@@ -6,9 +6,10 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pellucid.initialise import fan_in
+from pellucid.errors import PellucidError
+from pellucid.initialise import fan_in, he_normal
 from pellucid.layers import Conv2d
-from pellucid.network import Network
+from pellucid.network import IMAGENET_MEAN, IMAGENET_STD, Network, normalisation
 from pellucid.types import Generator
 
 
@@ -50,10 +51,25 @@ def wresnet(*, channels: int = 3, classes: int = 10, generator: Generator = None
     return fan_in(Network(nn.Sequential(*layers), nn.Linear(64, classes, bias=False)), generator)
 
 
-class BasicBlock(nn.Module):
-    """`relu(shortcut(x) + bn(conv(relu(bn(conv(x))))))`; where shapes change, the shortcut is a 1x1 convolution."""
+class Padded(nn.Module):
+    """Every `stride`-th position, with channels of zeros before and after: the shortcut without parameters."""
 
-    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+    def __init__(self, stride: int, widen: int) -> None:
+        super().__init__()
+        self.stride = stride
+        self.before, self.after = widen // 2, widen - widen // 2
+
+    def forward(self, x: Any) -> Any:
+        return F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, self.before, self.after))
+
+
+class BasicBlock(nn.Module):
+    """`relu(shortcut(x) + bn(conv(relu(bn(conv(x))))))`; where shapes change, the shortcut is a 1x1 convolution.
+
+    That is option B of He et al. 2016, sec. 3.3; without `projects` it is option A.
+    """
+
+    def __init__(self, inputs: int, outputs: int, stride: int, *, projects: bool = True) -> None:
         super().__init__()
         self.conv1 = Conv2d(inputs, outputs, 3, stride=stride, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(outputs)
@@ -63,9 +79,8 @@ class BasicBlock(nn.Module):
         self.relu_out = nn.ReLU()
         self.downsample = None
         if stride > 1 or inputs != outputs:
-            self.downsample = nn.Sequential(
-                Conv2d(inputs, outputs, 1, stride=stride, bias=False), nn.BatchNorm2d(outputs)
-            )
+            projection = Conv2d(inputs, outputs, 1, stride=stride, bias=False), nn.BatchNorm2d(outputs)
+            self.downsample = nn.Sequential(*projection) if projects else Padded(stride, outputs - inputs)
 
     def forward(self, x: Any) -> Any:  # not of tensors alone: of the stand-ins of a trace, too
         shortcut = x if self.downsample is None else self.downsample(x)
@@ -73,14 +88,26 @@ class BasicBlock(nn.Module):
         return self.relu_out(shortcut + x)
 
 
-def resnet18(*, channels: int = 3, size: int = 224, classes: int = 1000, generator: Generator = None) -> Network:
+def resnet18(
+    *,
+    channels: int = 3,
+    size: int = 224,
+    classes: int = 1000,
+    mean: tuple[float, ...] | None = None,
+    std: tuple[float, ...] | None = None,
+    generator: Generator = None,
+) -> Network:
     """ResNet-18: four groups of two residual blocks of widths 64, 128, 256, 512; torchvision's names in the trunk.
 
     From 128 px on with ImageNet's stem, conv 7x7 /2 and max-pool; below with conv 3x3, from 64 px on with a max-pool
     and below without one, as usual on CIFAR-10. He-normal weights.
+    Weights under torchvision's names load as they are. `mean` and `std` are by default ImageNet's with ImageNet's stem,
+    as torchvision's weights want it, and below 128 px none.
     Source: He et al. 2016, sec. 4; for 32 px the wide variant of common CIFAR-10 code, not their sec. 4.2.
     """
     photograph = size >= 128
+    if photograph and mean is None and std is None:
+        mean, std = IMAGENET_MEAN, IMAGENET_STD
     layers: dict[str, nn.Module] = {
         "conv1": Conv2d(
             channels,
@@ -101,11 +128,55 @@ def resnet18(*, channels: int = 3, size: int = 224, classes: int = 1000, generat
             BasicBlock(inputs, width, 1 if group == 1 else 2), BasicBlock(width, width, 1)
         )
         inputs = width
-    network = Network(nn.Sequential(OrderedDict(layers)), nn.Linear(512, classes))
+    network = Network(
+        nn.Sequential(OrderedDict(layers)),
+        nn.Linear(512, classes),
+        normalise=normalisation(channels, mean, std),
+        published={"fc.": "head.", "": "trunk."},
+    )
+    return he_normal(network, generator)
+
+
+def resnet20(
+    *,
+    channels: int = 3,
+    size: int = 32,
+    classes: int = 10,
+    mean: tuple[float, ...] | None = IMAGENET_MEAN,
+    std: tuple[float, ...] | None = IMAGENET_STD,
+    generator: Generator = None,
+) -> Network:
+    """ResNet-20 for CIFAR-10: conv 3x3x16, three groups of three residual blocks of widths 16, 32, 64, linear.
+
+    269,722 parameters: where shapes change, the shortcut takes every other position and adds channels of zeros
+    (option A), and has none. Weights load under torchvision's names, and with `linear` in place of `fc`.
+    `mean` and `std` are ImageNet's, since the published weights (akamaster/pytorch_resnet_cifar10) were trained with
+    them on CIFAR-10; for other than three channels their averages; None for no normalisation.
+    Any size will do: the stem is that for 32 px. He-normal weights, biases 0.
+    Source: He et al. 2016, sec. 4.2, n = 3; initialisation: He et al. 2015, eq. 10.
+    """
+    if size < 4:
+        raise PellucidError(f"size (={size}) must be at least 4 for this architecture")
+    layers: dict[str, nn.Module] = {
+        "conv1": Conv2d(channels, 16, 3, padding=1, bias=False),
+        "bn1": nn.BatchNorm2d(16),
+        "relu": nn.ReLU(),
+    }
+    inputs = 16
+    for group, (width, stride) in enumerate(((16, 1), (32, 2), (64, 2)), start=1):
+        blocks = [BasicBlock(inputs, width, stride, projects=False)]
+        blocks += [BasicBlock(width, width, 1) for _ in range(2)]
+        layers[f"layer{group}"] = nn.Sequential(*blocks)
+        inputs = width
+    network = Network(
+        nn.Sequential(OrderedDict(layers)),
+        nn.Linear(64, classes),
+        normalise=normalisation(channels, mean, std),
+        published={"fc.": "head.", "linear.": "head.", "": "trunk."},
+    )
     for module in network.modules():
-        if isinstance(module, nn.Conv2d):
-            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu", generator=generator)
-    bound = 512**-0.5
-    for parameter in network.head.parameters():
-        nn.init.uniform_(parameter, -bound, bound, generator=generator)
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            nn.init.kaiming_normal_(module.weight, nonlinearity="relu", generator=generator)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
     return network

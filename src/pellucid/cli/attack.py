@@ -54,7 +54,7 @@ def attack(
     data: DataOption,
     attack: Annotated[str, typer.Option(help="See `pellucid list attacks`.")] = "pgd",
     images: ImagesOption = None,
-    split: SplitOption = "test",
+    split: SplitOption = None,
     size: SizeOption = None,
     weights: WeightsOption = None,
     out_folder: Annotated[Path | None, typer.Option("--out", help="Keep the rows (Parquet) and run.json here.")] = None,

@@ -73,7 +73,16 @@ def audit(
     """
     from pellucid import registry
     from pellucid.audit import run_audit, total_work
-    from pellucid.protocol import DEFAULT_AAI, DEFAULT_ATTACK, DEFAULT_WORST, Looks, Protocol, default_ladder, prepared
+    from pellucid.protocol import (
+        DEFAULT_AAI,
+        DEFAULT_ATTACK,
+        DEFAULT_WORST,
+        PHOTOGRAPH,
+        Looks,
+        Protocol,
+        default_ladder,
+        prepared,
+    )
     from pellucid.report.tables import markdown
 
     only_for_others(model, weights, mean, std)
@@ -81,12 +90,17 @@ def audit(
     subjects = named([open_subject(m, weights, found, device=device, mean=mean, std=std) for m in model])
     bound = registry.parse(attack, "attacks") if attack else DEFAULT_ATTACK
     protocol = Protocol(
-        eps=radii(eps, bound) or default_ladder(found.shape[0]),
+        eps=radii(eps, bound) or default_ladder(found.shape),
         attack=bound,
         aai=registry.parse(aai, "attacks") if aai else DEFAULT_AAI,
         worst=None if worst == "none" else registry.parse(worst, "attacks") if worst else DEFAULT_WORST,
         seed=seed,
-        looks=Looks(style=registry.parse(style, "transforms") if style else None) if looks else None,
+        looks=Looks(
+            map_images=64 if min(found.shape[1:]) < PHOTOGRAPH else 16,
+            style=registry.parse(style, "transforms") if style else None,
+        )
+        if looks
+        else None,
     )
     subjects = [prepared(subject, protocol, found) for subject in subjects]
     with progress("auditing", total_work(subjects, len(indices), protocol, found.shape), quiet=json_) as tick:

@@ -49,7 +49,7 @@ ImagesOption = Annotated[
     typer.Option(
         "--images",
         help="all, a count (a seeded sample), first:N, FROM:TO, or boopathy200 (the papers'). Default: 200, or all if "
-        "fewer.",
+        "fewer; of photographs, from 128 pixels on, 40.",
     ),
 ]
 SizeOption = Annotated[
@@ -63,7 +63,7 @@ MeanOption = Annotated[
 ]
 StdOption = Annotated[str, typer.Option(help="Channel standard deviations, as --mean.")]
 
-DEFAULT_IMAGES = 200
+DEFAULT_IMAGES, DEFAULT_PHOTOGRAPHS = 200, 40
 FIRST_LINE, EVERY_LINE = 30.0, 60.0  # seconds between two lines of progress, where there is no terminal
 
 err = Console(stderr=True)
@@ -202,9 +202,11 @@ def open_images(
 ) -> tuple["ImageSet", "Tensor"]:
     """A split and the rows chosen from it: by default a sample, or the first so many; all where there are fewer."""
     from pellucid.data import load, subset
+    from pellucid.protocol import PHOTOGRAPH
 
     found = load(data, _only_split(data) if split is None else split, size=size)
-    default = f"{'first:' if first else ''}{min(first or DEFAULT_IMAGES, len(found))}"
+    many = DEFAULT_IMAGES if min(found.shape[1:]) < PHOTOGRAPH else DEFAULT_PHOTOGRAPHS
+    default = f"{'first:' if first else ''}{min(first or many, len(found))}"
     return found, subset(default if images is None else images, len(found), seed)
 
 

@@ -43,7 +43,7 @@ def evaluate(
     model: ModelOption,
     data: DataOption,
     images: ImagesOption = "all",
-    split: SplitOption = "test",
+    split: SplitOption = None,
     size: SizeOption = None,
     transform: Annotated[
         str, typer.Option(help="Of the images, before the model sees them; see `pellucid list transforms`.")

@@ -45,7 +45,7 @@ def explain(
     images: Annotated[
         str | None, typer.Option(help="all, a count (a seeded sample), first:N, or boopathy200. Default: the first 8.")
     ] = None,
-    split: SplitOption = "test",
+    split: SplitOption = None,
     size: SizeOption = None,
     weights: WeightsOption = None,
     seed: SeedOption = 0,

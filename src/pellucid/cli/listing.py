@@ -13,7 +13,9 @@ EPILOGUE = examples("pellucid list", "pellucid list attacks", "pellucid list obj
 
 
 def listing(
-    family: Annotated[str | None, typer.Argument(help="attacks, interpreters, objectives, architectures, transforms.")] = None,
+    family: Annotated[
+        str | None, typer.Argument(help="attacks, interpreters, objectives, architectures, transforms.")
+    ] = None,
     json_: JsonOption = False,
 ) -> None:
     """Everything that a specification can name, with its options and their defaults."""

@@ -46,7 +46,7 @@ def transfer(
     attack: Annotated[str, typer.Option(help="Makes the examples; see `pellucid list attacks`.")] = "fgsm",
     eps: Annotated[str, typer.Option(help="Radii, as 0.1,0.2; without, the attack goes as it is given.")] = "",
     images: ImagesOption = None,
-    split: SplitOption = "test",
+    split: SplitOption = None,
     size: SizeOption = None,
     weights: WeightsOption = None,
     out_folder: Annotated[

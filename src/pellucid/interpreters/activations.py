@@ -16,8 +16,9 @@ from pellucid.types import Classes, Images, Maps
 def cam(model: nn.Module, x: Images, classes: Classes) -> Maps:
     """Class activation map, `[L(x, c)]_i = (1/u) Σ_k w_k^c A_{k,i}`; summed over its u positions it is the logit.
 
-    Needs a `Network` (average pooling and a linear head): `as_network` makes one. Differentiable, signed, at the
-    resolution of the feature maps. Source: Zhou et al. 2016; Boopathy et al. 2020, eq. 1.
+    Needs a `Network` (average pooling, and a linear head or none): `as_network` makes one. Differentiable, signed, at
+    the resolution of the feature maps. Where the averages are the logits, it is the last feature map of the class
+    itself, divided by u. Source: Zhou et al. 2016; Boopathy et al. 2020, eq. 1.
     """
     network = _network(model)
     with given(model, x, classes, ndim=2, count=network.head.out_features):
@@ -72,8 +73,9 @@ def _network(model: nn.Module) -> Network:
     if isinstance(model, Network):
         return model
     raise PellucidError(
-        f"class activation maps need average pooling and a linear head, and {type(model).__name__} is not a "
-        "pellucid.Network: take it apart with pellucid.as_network(model), or use gradcam(layer=...)"
+        "class activation maps need average pooling, and a linear head or none after it, and "
+        f"{type(model).__name__} is not a pellucid.Network: take it apart with pellucid.as_network(model), or use "
+        "gradcam(layer=...)"
     )
 
 
