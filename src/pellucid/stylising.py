@@ -154,7 +154,8 @@ class FeedForward(nn.Sequential):
 def _read(weights: str, build: Callable[[], nn.Module], what: str) -> nn.Module:
     path = Path(weights).expanduser()
     if not path.is_file():
-        raise PellucidError(f"no file {weights!r}: {what} comes from a file of weights, see docs/transforms.md")
+        there = f"no file {weights!r}" if weights else "no weights were given"
+        raise PellucidError(f"{there}: {what} comes from a file of weights, see docs/transforms.md")
     return _read_once(path.resolve(), path.stat().st_mtime_ns, build, what)
 
 

@@ -36,8 +36,8 @@ def saturate(x: Images, *, p: float = 8.0, generator: Draws = None) -> Images:
 def stylize(
     x: Images,
     *,
-    encoder_weights: str,
-    decoder_weights: str,
+    encoder_weights: str = "",
+    decoder_weights: str = "",
     styles: str = "paintings",
     split: str = "train",
     alpha: float = 1.0,
@@ -71,7 +71,7 @@ def stylize(
     return _as_given(found[:, :, : x.shape[2], : x.shape[3]], x)
 
 
-def fast_style(x: Images, *, weights: str, generator: Draws = None) -> Images:
+def fast_style(x: Images, *, weights: str = "", generator: Draws = None) -> Images:
     """`(150 tanh(t(255 x)) + 127.5) / 255`, t the feed-forward network of one style; cut to [0, 1].
 
     The network of Johnson et al. 2016 as fast-style-transfer trains it: convolutions 9x9, and two 3x3 of stride 2; five
