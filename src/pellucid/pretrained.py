@@ -89,8 +89,8 @@ _OBJECTIVES: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "adversarial-half": (f"adversarial({_PGD}, alternate=True)", {}),
     "trades": (f"trades({_INT})", {}),
     "ig-norm": (f"ig_norm({_INT}, reading='as_coded')", {"steps": 6000}),
-    "ig-norm-1": (f"ig_norm({_INT})", {"steps": 6000}),
-    "ig-sum-norm": (f"ig_norm({_INT}, adversarial=True, reading='as_coded')", {"steps": 6000}),
+    "ig-norm-1": (f"ig_norm({_INT})", {"steps": 3000}),  # each step takes eight of Int's
+    "ig-sum-norm": (f"ig_norm({_INT}, adversarial=True, reading='as_coded')", {"steps": 3000}),
     "int": (f"int({_INT})", {}),
     "int-one-class": (f"int({_INT}, one_class=True)", {}),
     "int-adv": (f"int({_INT}, adversarial=True)", {}),

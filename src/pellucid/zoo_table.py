@@ -82,7 +82,7 @@ def table(cards: Mapping[str, Card]) -> str:
         if base in PUBLISHED:
             figures = [PUBLISHED[base].get(f"{kind} {eps}".strip(), "") for kind, eps in COLUMNS]
             lines.append([f"{base}, as published", *figures, "200", ""])
-    short = sorted({card["ensemble"][eps]["attack"] for card in cards.values() for eps in card.get("ensemble", {})})
+    short = sorted({_by(card, eps) for card in cards.values() for eps in card.get("ensemble", {})})
     note = [f"\\* {spec}" for spec in short if spec != ENSEMBLE.format(eps=ENSEMBLE_EPS)]
     return "\n".join([_aligned(lines), *(["", *note] if note else [])])
 
@@ -107,7 +107,7 @@ def _interval(card: Card, kind: str, eps: str) -> Sequence[float] | None:
     if kind == "clean":
         return wilson(round(card["clean"] * card["n"]), card["n"])
     if kind == "tau":
-        return card["aai"][eps]["kendall_tau_interval"] if card["aai"][eps]["n_tau"] >= FEW else None
+        return card["aai"][eps]["kendall_tau_interval"] if card["aai"][eps].get("n_tau", 0) >= FEW else None
     return card[kind][eps]["interval"]
 
 
@@ -120,8 +120,13 @@ def _cell(card: Card, kind: str, eps: str) -> str:
     if kind == "tau":
         n = card.get("aai", {}).get(eps, {}).get("n_tau")
         return found if n is None else f"{found} ({n})".strip()
-    shorter = kind == "ensemble" and value is not None and card[kind][eps]["attack"] != ENSEMBLE.format(eps=eps)
+    shorter = kind == "ensemble" and value is not None and _by(card, eps) != ENSEMBLE.format(eps=eps)
     return found + ("\\*" if shorter else "")
+
+
+def _by(card: Card, eps: str) -> str:
+    """The ensemble that a card was measured with; older cards say none, and had the whole one."""
+    return card["ensemble"][eps].get("attack", ENSEMBLE.format(eps=eps))
 
 
 def _over_seeds(cards: Sequence[Card], kind: str, eps: str) -> str:
