@@ -23,7 +23,7 @@ from pellucid.cli import run
 from pellucid.data import load
 from pellucid.draws import PerImage
 from pellucid.errors import PellucidError
-from pellucid.evaluation import transformed
+from pellucid.evaluation import Measurement, evaluate, transformed
 from pellucid.models import save_model
 from pellucid.outcome import on_correct
 from pellucid.results import wilson
@@ -393,3 +393,15 @@ def test_evaluate_on_transformed_images(tmp_path: Path, capsys: pytest.CaptureFi
     for spec, says in (("patch_shuffle(k=3)", "2, 4, 7"), ("low_pass(radius=99)", "cycles"), ("nix", "no transform")):
         assert run([*command, "--transform", spec]) == 2
         assert says in capsys.readouterr().err
+
+
+def test_rows_under_a_style_belong_to_its_weights(weights: dict[str, str], tmp_path: Path) -> None:
+    """The file of the same name holds another style: the old rows are not taken for its own."""
+    network, digits, rows = small(generator=torch.Generator().manual_seed(0)), load("digits"), torch.arange(6)
+    measurement = Measurement(transform=partial(fast_style, weights=weights["fast"]))
+    for seed in (0, 7, 0):
+        save_file(filled(FeedForward(), seed), weights["fast"])
+        found = evaluate(network, digits, rows, measurement, cells=tmp_path / "cells")
+        anew = evaluate(network, digits, rows, measurement)
+        assert all((found[name] == anew[name]).all() for name in anew)
+    assert len(list((tmp_path / "cells").iterdir())) == 2

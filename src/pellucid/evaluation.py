@@ -146,7 +146,10 @@ def content_key(
         registry.describe(registry.complete(f)) if f else None for f in (measurement.attack, measurement.interpreter)
     )
     what = [attack, interpreter, measurement.gradient_norm, measurement.top_k]
-    what += [] if measurement.transform is None else [registry.describe(registry.complete(measurement.transform))]
+    if measurement.transform is not None:  # of a style's weights its specification says the file's name alone: ask it
+        shown = transformed(measurement.transform, x, indices[:4], seed)
+        seen = [(1000 * image.double()).round().sum().item() for image in shown]
+        what += [registry.describe(registry.complete(measurement.transform)), seen]
     own = registry.own(measurement.attack, measurement.interpreter, measurement.transform)
     what += [source_digest(f) for f in own]
     where = [version("pellucid"), torch.__version__, device.type, chunk_size(images.shape), COLUMNS]
