@@ -5,6 +5,7 @@ import math
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -17,11 +18,24 @@ from pellucid.data.groups import SIXTEEN
 from pellucid.data.imageset import resident
 from pellucid.draws import PerImage
 from pellucid.errors import PellucidError
+from pellucid.evaluation import Measurement, evaluate
 from pellucid.interpreters.gradients import smoothgrad
-from pellucid.looks import changes, levels, look, map_figures, shape_bias, smooth_maps, work
+from pellucid.looks import (
+    _pairs,
+    changes,
+    fitting_stimuli,
+    levels,
+    look,
+    map_figures,
+    noise_gini,
+    shape_bias,
+    smooth_maps,
+    work,
+)
 from pellucid.metrics import edges, gini, share_within
 from pellucid.models import save_model
 from pellucid.protocol import Looks
+from pellucid.results import Rows
 from pellucid.transforms.shape import patch_shuffle
 
 
@@ -143,6 +157,94 @@ def test_smooth_maps_are_smoothgrad(digits: ImageSet) -> None:
     assert figures["edges"]["value"] == pytest.approx(float(share_within(found, edges(x)).mean()))
 
 
+def test_the_numbers_of_maps_by_hand(generator: torch.Generator) -> None:
+    """Maps that are their images' edges lie on those, and not on the next image's; no tau without maps before, -1 to
+    reversed ones; zeros count nowhere; few give no interval, and one has no control."""
+    x = torch.zeros(12, 1, 10, 10)
+    for i in range(12):
+        x[i, 0, :, 3 if i % 2 else 7 :] = 1  # the step's two columns: 2 and 3, or 6 and 7
+    maps = edges(x).float()
+    found = map_figures(maps, x, None, 0)
+    assert found["edges"]["value"] == 1
+    assert found["edges_more"]["value"] == 1
+    assert found["edges"]["n"] == 12
+    assert found["gini"]["value"] == pytest.approx(0.8)
+    assert "tau" not in found
+    noise = torch.empty(12, 10, 10).uniform_(generator=generator)
+    flat = map_figures(noise, x, 1 - noise, 0)
+    assert flat["tau"]["value"] == pytest.approx(-1)
+    assert abs(flat["edges_more"]["value"]) < 0.02
+    assert flat["tau"]["low"] is not None
+    maps[:3] = 0
+    assert map_figures(maps, x, None, 0)["edges"]["n"] == 9
+    assert map_figures(maps, x, None, 0)["edges"]["low"] is None
+    assert "edges_more" not in map_figures(maps[5:6], x[5:6], None, 0)
+
+
+def test_noise_has_its_gini_index() -> None:
+    """Of one channel √2 - 1; magnitudes added over three are more alike."""
+    assert noise_gini(1) == pytest.approx(2**0.5 - 1, abs=0.005)
+    assert noise_gini(3) == pytest.approx(0.242, abs=0.005)
+
+
+def test_pairs_are_corrected_together_and_leave_out_what_changes_nothing() -> None:
+    """Of n comparisons the smallest p counts n times; p = 2 is none of them."""
+    right, wrong, half = np.ones(20, bool), np.zeros(20, bool), np.arange(20) < 10
+    rows: dict[tuple[str, str, str], Rows] = {}
+    settings = [("saturation", "2", wrong), ("saturation", "4", wrong), ("style", "a", half), ("style", "b", right)]
+    for family, level, mine in settings:
+        rows["a", family, level], rows["b", family, level] = {"correct": right}, {"correct": mine}
+    found = _pairs(["a", "b"], rows)
+    assert [pair["level"] for pair in found] == ["4", "a", "b"]
+    assert found[0]["p_holm"] == pytest.approx(3 * found[0]["p"])
+    assert found[1]["p_holm"] == pytest.approx(2 * found[1]["p"])
+    assert found[2]["p_holm"] == 1
+
+
+def test_maps_are_drawn_of_the_images_that_are_measured(digits: ImageSet) -> None:
+    """The shuffled images whose maps are shown are those of the curves: the same seed, the same rows."""
+    rows = torch.tensor([33, 7, 12])
+    model = {"a": small(generator=torch.Generator().manual_seed(0)).eval()}
+    _, pictures = look(model, digits, rows, Looks(map_images=3, shown=3), seed=4)
+    expected = patch_shuffle(digits.batch(rows)[0], k=4, generator=PerImage(4, rows.tolist()))
+    for i in range(3):
+        np.testing.assert_array_equal(pictures[f"looks/shuffled/{i}"], expected[i].numpy())
+        np.testing.assert_array_equal(pictures[f"looks/clean/{i}"], digits.batch(rows)[0][i].numpy())
+
+
+def test_the_rows_decide_what_is_random_whatever_the_chunk() -> None:
+    """130 images in another order, so in two chunks: each is shuffled as it is alone."""
+    model, digits = small(generator=torch.Generator().manual_seed(0)).eval(), load("digits", "test")
+    rows = torch.arange(150, 20, -1)
+    change = partial(patch_shuffle, k=4)
+    found = evaluate(model, digits, rows, Measurement(transform=change), seed=9)
+    x, _ = digits.batch(rows)
+    alone = torch.cat([change(x[i : i + 1], generator=PerImage(9, [int(row)])) for i, row in enumerate(rows)])
+    with torch.no_grad():
+        np.testing.assert_array_equal(found["prediction"], model(alone).argmax(1).numpy())
+
+
+def test_stimuli_fit_where_the_classes_are_imagenets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thousand WordNet ids in order, images of the stimuli's shape, and the stimuli there: then there is a bias."""
+    monkeypatch.setenv("PELLUCID_DATA", str(tmp_path))
+    cues, names = stimuli([0, 1], [2, 3]), [f"n{number:08d} thing" for number in range(1000)]
+    monkeypatch.setattr("pellucid.looks.cue_conflict", lambda _: cues)
+    pixels = torch.zeros(2, 3, 4, 4, dtype=torch.uint8)
+
+    def images(names: list[str]) -> ImageSet:
+        return resident(pixels, torch.tensor([0, 1]), name="x", split="test", class_names=names, source="here")
+
+    assert fitting_stimuli(images(names)) is None
+    (tmp_path / "cue-conflict").mkdir()
+    assert fitting_stimuli(images(names)) is cues
+    assert fitting_stimuli(images([f"c{number}" for number in range(1000)])) is None
+    assert fitting_stimuli(images(names[::-1])) is None
+    assert fitting_stimuli(images(names[:10])) is None
+    model = nn.Sequential(nn.Flatten(), nn.Linear(48, 1000))
+    found, _ = look({"a": model}, images(names), torch.arange(2), Looks(map_images=2, shown=1))
+    assert found["shape_bias"][0]["n"] == 2
+
+
 class Answers(nn.Module):
     """Gives fixed logits, whatever it is shown; the images are numbered by their first pixel."""
 
@@ -184,6 +286,15 @@ def test_imagenets_classes_vote_by_their_mean_probability() -> None:
     probabilities[0, list(SIXTEEN["knife"])] = 0.1
     found = shape_bias(Answers(probabilities.log()), stimuli([knife], [dog]))
     assert (found["shape"], found["texture"]) == (1, 0)
+
+
+def test_a_style_that_is_not_there_is_told_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Nothing was measured yet."""
+    save_model(small(generator=torch.Generator().manual_seed(0)), tmp_path / "net.safetensors", architecture="small")
+    command = ["audit", "--model", str(tmp_path / "net.safetensors"), "--data", "digits", "--images", "first:12"]
+    assert run([*command, "--style", "fast_style(weights='nowhere')", "--out", str(tmp_path / "out")]) == 2
+    assert "no file 'nowhere'" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_every_audit_asks_what_its_models_look_at(tmp_path: Path) -> None:

@@ -152,6 +152,8 @@ def test_a_wave_passes_by_its_frequency() -> None:
     torch.testing.assert_close(low_pass(wave + 0.5, radius=4.99), torch.full_like(wave, 0.5), rtol=0, atol=1e-12)
     torch.testing.assert_close(high_pass(wave + 0.5, radius=4.99), wave, rtol=0, atol=1e-12)
     assert high_pass(wave + 0.5, radius=4.99, clip=True).min() == 0
+    kept = high_pass(wave + 0.5, radius=4.99, keep_mean=True)
+    torch.testing.assert_close(kept, wave + 0.5, rtol=0, atol=1e-12)
 
 
 def test_the_coded_filters_keep_the_published_shares() -> None:
@@ -390,6 +392,10 @@ def test_evaluate_on_transformed_images(tmp_path: Path, capsys: pytest.CaptureFi
         assert found["clean_accuracy"] == pytest.approx(float(before.double().mean()))
         assert found["n_correct"] == int(before.sum())
         assert found["accuracy_on_correct"] == pytest.approx(float((before & after).sum() / before.sum()))
+    own.write_text("def boom(x):\n    raise ValueError('no')\n\n\ndef none(x):\n    return None\n")
+    for name, says in (("boom", "mine.py, line 2"), ("none", "returned a NoneType")):
+        assert run([*command, "--transform", f"{own}:{name}"]) == 2
+        assert says in capsys.readouterr().err
     for spec, says in (("patch_shuffle(k=3)", "2, 4, 7"), ("low_pass(radius=99)", "cycles"), ("nix", "no transform")):
         assert run([*command, "--transform", spec]) == 2
         assert says in capsys.readouterr().err
@@ -405,3 +411,11 @@ def test_rows_under_a_style_belong_to_its_weights(weights: dict[str, str], tmp_p
         anew = evaluate(network, digits, rows, measurement)
         assert all((found[name] == anew[name]).all() for name in anew)
     assert len(list((tmp_path / "cells").iterdir())) == 2
+
+
+def test_weights_are_not_touched_by_the_precision_of_images(weights: dict[str, str]) -> None:
+    """Half-precision images in between change nothing of the next ones' style."""
+    x = images(1, 3, 16, 16, dtype=torch.float32)
+    before = fast_style(x, weights=weights["fast"])
+    fast_style(x.bfloat16(), weights=weights["fast"])
+    assert torch.equal(before, fast_style(x, weights=weights["fast"]))

@@ -16,7 +16,7 @@ from pellucid.checks import CHECKS_ALONE, masking_checks
 from pellucid.data import ImageSet
 from pellucid.gallery import choose, gallery
 from pellucid.interpreters.activations import cam
-from pellucid.looks import look, work
+from pellucid.looks import check_transforms, look, work
 from pellucid.protocol import Protocol, Subject, measure, measurements, prepared
 from pellucid.report.html import build
 from pellucid.results import concatenate, run_facts, write_json, write_rows
@@ -67,6 +67,8 @@ def run_audit(
     """
     started, now = time.monotonic(), datetime.now(UTC).isoformat(timespec="seconds")
     cells = out / "cells"
+    if protocol.looks is not None:
+        check_transforms(images, indices, protocol.looks, protocol.seed)
     subjects = [prepared(s, protocol, images) for s in subjects]
     rows = {
         s.name: measure(

@@ -17,8 +17,8 @@ class PerImage:
     set's images were chosen.
     """
 
-    def __init__(self, seed: int, rows: Iterable[int], *, purpose: str = "transform") -> None:
-        self.streams = [torch.Generator().manual_seed(derive_seed(purpose, seed, int(row))) for row in rows]
+    def __init__(self, seed: int, rows: Iterable[int]) -> None:
+        self.streams = [torch.Generator().manual_seed(derive_seed("transform", seed, int(row))) for row in rows]
 
 
 Draws = torch.Generator | PerImage | None

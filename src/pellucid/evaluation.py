@@ -5,6 +5,7 @@ outside the attack. Work goes in fixed chunks, each with its own seed, and each 
 an interrupted evaluation goes on where it stopped and ends with the rows it would have had.
 """
 
+import hashlib
 import inspect
 import math
 from collections.abc import Callable, Sequence
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,7 +22,7 @@ from torch import Tensor, nn
 
 from pellucid import registry
 from pellucid.balls import Ball, slack
-from pellucid.data import ImageSet
+from pellucid.data import ImageSet, load
 from pellucid.draws import PerImage
 from pellucid.errors import PellucidError
 from pellucid.mapping import true_class_maps
@@ -121,8 +123,15 @@ def transformed(transform: Transform, x: Images, rows: Tensor | Sequence[int], s
     Raises `PellucidError` where that is not finite, or of another shape or type.
     """
     random = "generator" in inspect.signature(transform).parameters
-    found = transform(x, **({"generator": PerImage(seed, torch.as_tensor(rows).tolist())} if random else {}))
     name = registry.describe(transform)
+    try:
+        found = transform(x, **({"generator": PerImage(seed, torch.as_tensor(rows).tolist())} if random else {}))
+    except Exception as error:
+        if isinstance(error, PellucidError) or not any(registry.own(transform)):
+            raise
+        raise PellucidError(f"{name} raised {type(error).__name__}: {error}{place_of(error)}") from None
+    if not isinstance(found, Tensor):
+        raise PellucidError(f"{name} returned a {type(found).__name__}, and must return images")
     if found.shape != x.shape or found.dtype != x.dtype:
         raise PellucidError(f"{name} returned {found.dtype} {tuple(found.shape)} for {x.dtype} {tuple(x.shape)}")
     if not bool(found.isfinite().all()):
@@ -146,14 +155,21 @@ def content_key(
         registry.describe(registry.complete(f)) if f else None for f in (measurement.attack, measurement.interpreter)
     )
     what = [attack, interpreter, measurement.gradient_norm, measurement.top_k]
-    if measurement.transform is not None:  # of a style's weights its specification says the file's name alone: ask it
-        shown = transformed(measurement.transform, x, indices[:4], seed)
-        seen = [(1000 * image.double()).round().sum().item() for image in shown]
-        what += [registry.describe(registry.complete(measurement.transform)), seen]
+    if measurement.transform is not None:
+        complete = registry.complete(measurement.transform)
+        what += [registry.describe(complete), _materials(complete)]
     own = registry.own(measurement.attack, measurement.interpreter, measurement.transform)
     what += [source_digest(f) for f in own]
     where = [version("pellucid"), torch.__version__, device.type, chunk_size(images.shape), COLUMNS]
     return fingerprint(model_digest(model), answers, what, images.digest, indices.tolist(), seed, where)
+
+
+def _materials(transform: Callable[..., Any]) -> list[str]:
+    """Content hashes of the files and data sets that a transform's options name: weights, and paintings."""
+    options = transform.keywords if isinstance(transform, partial) else {}
+    files = [Path(value).expanduser() for value in options.values() if isinstance(value, str) and value]
+    found = [hashlib.sha256(path.read_bytes()).hexdigest() for path in files if path.is_file()]
+    return found + ([load(options["styles"], options["split"], size=64).digest] if "styles" in options else [])
 
 
 def model_key(model: nn.Module, images: ImageSet, indices: Tensor) -> str:

@@ -1,9 +1,10 @@
 """What a classifier looks at: accuracy on images without texture, shape or some frequencies, and its maps.
 
 Zhang & Zhu 2019 show curves over the levels of each transform, and SmoothGrad maps in pictures. Beside the pictures
-stand numbers here, each with what chance gives.
+stand numbers here.
 """
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import combinations
@@ -29,7 +30,7 @@ from pellucid.network import device_of, frozen, full_precision
 from pellucid.outcome import on_correct
 from pellucid.protocol import Looks
 from pellucid.results import Rows, bootstrap, holm, rate, wilson
-from pellucid.summary import paired
+from pellucid.summary import FEWEST_MAPS, paired
 from pellucid.transforms.frequency import high_pass, low_pass, random_fourier
 from pellucid.transforms.shape import patch_shuffle
 from pellucid.transforms.texture import saturate
@@ -45,7 +46,7 @@ OCTAVES = (16, 8, 4, 2)  # radii: the image's side over these, so a filter of an
 SAMPLES, NOISE = 25, 0.1  # of SmoothGrad: the paper has 100 samples; its noise
 EDGES = 0.2  # of the pixels count as edges
 FINEST = 28  # maps are compared at this many places a side at most
-IMAGENET, STIMULI = 1000, "cue-conflict"
+IMAGENET, STIMULI, WORDNET = 1000, "cue-conflict", re.compile(r"n\d{8}")
 
 
 def levels(shape: tuple[int, int, int], style: Transform | None = None) -> Levels:
@@ -60,7 +61,10 @@ def levels(shape: tuple[int, int, int], style: Transform | None = None) -> Level
             {str(k): partial(patch_shuffle, k=k) for k in SHUFFLES if h % k == 0 and w % k == 0},
         ),
         "low frequencies": ("up to, cycles per image", {str(r): partial(low_pass, radius=float(r)) for r in radii}),
-        "high frequencies": ("beyond, cycles per image", {str(r): partial(high_pass, radius=float(r)) for r in radii}),
+        "high frequencies": (
+            "beyond, cycles per image",
+            {str(r): partial(high_pass, radius=float(r), keep_mean=True) for r in radii},
+        ),
         "random frequencies": ("share dropped", {f"{p:g}": partial(random_fourier, p=p) for p in DROPPED}),
     }
     if style is not None:
@@ -92,7 +96,7 @@ def look(
     Wilson intervals. `pairs`: of two models each the paired difference of accuracy, Newcombe's interval, McNemar's p
     and that corrected for all of them (Holm). `maps`: SmoothGrad of the true class on clean and changed images.
     """
-    plan = levels(images.shape, looks.style)
+    plan, stimuli = levels(images.shape, looks.style), fitting_stimuli(images)
     rows: dict[tuple[str, str, str], Rows] = {}
     clean: dict[str, Rows] = {}
     for name, model in models.items():
@@ -110,11 +114,26 @@ def look(
         for level, transform in made.items()
     ]
     maps, pictures = _of_maps(models, images, indices[: looks.map_images], looks, seed, tick)
-    found = {"curves": curves, "pairs": _pairs(list(models), rows), "maps": maps}
-    stimuli = fitting_stimuli(models, images)
+    found: dict[str, Any] = {"curves": curves, "pairs": _pairs(list(models), rows), "maps": maps}
+    found |= {"noise_gini": noise_gini(images.shape[0]), "protocol": _described(looks, images.shape)}
     if stimuli is not None:
         found["shape_bias"] = [{"name": name} | shape_bias(model, stimuli) for name, model in models.items()]
     return found, pictures
+
+
+def _described(looks: Looks, shape: tuple[int, int, int]) -> dict[str, Any]:
+    """How the maps were made, exactly enough to make them again."""
+    kinds = {name: registry.describe(change) for name, change in changes(shape, looks.style).items()}
+    made = f"smoothgrad(samples={SAMPLES}, sigma={NOISE}, of='log_probability')"
+    return {"maps": made, "map_images": looks.map_images, "edges": EDGES, "finest": FINEST, "images": kinds}
+
+
+def check_transforms(images: ImageSet, indices: Tensor, looks: Looks, seed: int) -> None:
+    """Every transform on one image: what is wrong with a style's files is said before hours of attacks."""
+    x, _ = images.batch(indices[:1])
+    for _, made in levels(images.shape, looks.style).values():
+        for transform in made.values():
+            transformed(transform, x, indices[:1], seed)
 
 
 def _figures(name: str, clean: Rows, rows: Rows) -> dict[str, Any]:
@@ -122,8 +141,8 @@ def _figures(name: str, clean: Rows, rows: Rows) -> dict[str, Any]:
 
 
 def _pairs(names: Sequence[str], rows: Mapping[tuple[str, str, str], Rows]) -> list[dict[str, Any]]:
-    """Every two models at every level, on the same images."""
-    places = list(dict.fromkeys((family, level) for _, family, level in rows))
+    """Every two models at every level that changes something, on the same images; corrected for all of these."""
+    places = dict.fromkeys((family, level) for _, family, level in rows if (family, level) != ("saturation", "2"))
     found: list[dict[str, Any]] = [
         {"a": a, "b": b, "transform": family, "level": level}
         | paired(rows[a, family, level]["correct"], rows[b, family, level]["correct"])
@@ -134,7 +153,7 @@ def _pairs(names: Sequence[str], rows: Mapping[tuple[str, str, str], Rows]) -> l
     return [entry | {"p_holm": p} for entry, p in zip(found, corrected, strict=True)]
 
 
-def shape_bias(model: nn.Module, stimuli: CueConflict, *, tick: Tick | None = None) -> dict[str, Any]:
+def shape_bias(model: nn.Module, stimuli: CueConflict) -> dict[str, Any]:
     """Of the answers that name the shape or the texture of a cue-conflict image, the share that name the shape.
 
     The model gives logits of the 16 classes, or of ImageNet's 1,000: then each class is given the mean probability of
@@ -148,8 +167,6 @@ def shape_bias(model: nn.Module, stimuli: CueConflict, *, tick: Tick | None = No
         for chunk in rows.split(chunk_size(stimuli.images.shape)):
             logits = model(stimuli.images.batch(chunk)[0].to(device_of(model))).cpu()
             named.append(_of_sixteen(logits, stimuli.class_names).argmax(1))
-            if tick is not None:
-                tick(len(chunk))
     answers = torch.cat(named) if named else torch.zeros(0, dtype=torch.int64)
     shape = int((answers == stimuli.images.labels[rows]).sum())
     texture = int((answers == stimuli.texture[rows]).sum())
@@ -170,10 +187,14 @@ def _of_sixteen(logits: Tensor, names: Sequence[str]) -> Tensor:
     return torch.stack([probabilities[:, list(SIXTEEN[name])].mean(1) for name in names], 1)
 
 
-def fitting_stimuli(models: Mapping[str, nn.Module], images: ImageSet) -> CueConflict | None:
-    """The cue-conflict stimuli, where they are on this machine and of the images' shape, and the models ImageNet's."""
-    root = data_folder()
-    if len(images.class_names) != IMAGENET or root is None or not (root / STIMULI).is_dir() or not models:
+def fitting_stimuli(images: ImageSet) -> CueConflict | None:
+    """The cue-conflict stimuli, where they are on this machine and of the images' shape, and these ImageNet's classes.
+
+    That is said by their names: a thousand WordNet ids in ascending order, as `n01440764 tench`.
+    """
+    root, ids = data_folder(), [name.split()[0] if name.split() else "" for name in images.class_names]
+    imagenet = len(ids) == IMAGENET and all(WORDNET.fullmatch(each) for each in ids) and ids == sorted(set(ids))
+    if not imagenet or root is None or not (root / STIMULI).is_dir():
         return None
     stimuli = cue_conflict(STIMULI)
     return stimuli if stimuli.images.shape == images.shape else None
@@ -207,7 +228,8 @@ def _of_maps(
         for kind, at in shown.items():
             maps = smooth_maps(model, at, y, seed=seed)
             clean = maps if clean is None else clean
-            found.append({"name": name, "images": kind} | map_figures(maps, at, clean, seed))
+            before = None if kind in ("clean", "shuffled") else clean  # what was shuffled lies elsewhere
+            found.append({"name": name, "images": kind} | map_figures(maps, at, before, seed))
             pictures |= {f"looks/{kind}/{i}/{name}": maps[i].numpy() for i in range(min(looks.shown, len(x)))}
             if tick is not None:
                 tick(len(x))
@@ -237,20 +259,33 @@ def smooth_maps(model: nn.Module, x: Images, y: Labels, *, seed: int) -> Float[T
 PER_PASS = 16
 
 
-def map_figures(maps: Float[Tensor, "b h w"], x: Images, clean: Float[Tensor, "b h w"], seed: int) -> dict[str, Any]:
-    """Means over images with 95 % bootstrap intervals: `gini`, `edges`, `edges_elsewhere`, `tau`."""
+def map_figures(
+    maps: Float[Tensor, "b h w"], x: Images, before: Float[Tensor, "b h w"] | None, seed: int
+) -> dict[str, Any]:
+    """Means over images, with how many and 95 % bootstrap intervals: `gini`; `edges`, the share on the image's edges;
+    `edges_more`, how much more than on the next image's; `tau` to the maps before, averaged to at most 28 x 28.
+
+    Maps of zeros count in none of them, no interval is given of fewer than ten, and no `edges_more` of one image.
+    """
     places = edges(x, share=EDGES)
-    side = min(FINEST, maps.shape[1], maps.shape[2])
-    small = [F.adaptive_avg_pool2d(each[:, None], side).flatten(1) for each in (clean, maps)]
-    values = {
-        "gini": gini(maps.flatten(1)),
-        "edges": share_within(maps, places),
-        "edges_elsewhere": share_within(maps, places.roll(1, 0)),
-        "tau": kendall_tau(small[0], small[1]),
-    }
-    found: dict[str, Any] = {"n": len(maps)}
-    for name, value in values.items():
-        finite = value[value.isfinite()].numpy()
-        low, high = bootstrap(finite, seed=seed)
-        found[name] = {"value": float(finite.mean()) if len(finite) else None, "low": low, "high": high}
-    return found
+    own = share_within(maps, places)
+    values = {"gini": gini(maps.flatten(1)), "edges": own}
+    if len(maps) > 1:
+        values["edges_more"] = own - share_within(maps, places.roll(1, 0))
+    if before is not None:
+        side = min(FINEST, maps.shape[1], maps.shape[2])
+        small = [F.adaptive_avg_pool2d(each[:, None], side).flatten(1) for each in (before, maps)]
+        values["tau"] = kendall_tau(small[0], small[1])
+    return {name: _mean(value, seed) for name, value in values.items()}
+
+
+def _mean(value: Float[Tensor, " n"], seed: int) -> dict[str, Any]:
+    finite = value[value.isfinite()].double().numpy()
+    low, high = bootstrap(finite, seed=seed) if len(finite) >= FEWEST_MAPS else (None, None)
+    return {"value": float(finite.mean()) if len(finite) else None, "low": low, "high": high, "n": len(finite)}
+
+
+def noise_gini(channels: int) -> float:
+    """The Gini index of a map that is nothing but Gaussian noise, its magnitudes added over channels."""
+    noise = torch.empty(channels, 1, 100_000).normal_(generator=torch.Generator().manual_seed(0))
+    return float(gini(noise.abs().sum(0)))

@@ -200,9 +200,10 @@ def gini(maps: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
 
 
 def edges(x: Images, *, share: float = 0.2) -> Bool[Tensor, "b h w"]:
-    """The share of pixels where the image changes most: by Sobel's gradient of the mean over channels, ties by place.
+    """The share of pixels where the image changes most, by Sobel's gradient of the mean over channels, ties by place.
 
-    Borders are mirrored. Source: Sobel & Feldman 1968; the share is ours. Raises `PellucidError` unless 0 < share < 1.
+    Fewer where it changes at fewer: flat pixels are none. Borders are mirrored.
+    Source: Sobel & Feldman 1968; the share is ours. Raises `PellucidError` unless 0 < share < 1.
     """
     if not 0 < share < 1:
         raise PellucidError(f"share (={share!r}) of the pixels must be above 0 and below 1")
@@ -212,7 +213,7 @@ def edges(x: Images, *, share: float = 0.2) -> Bool[Tensor, "b h w"]:
     size = slopes.square().sum(1).flatten(1)
     count = max(1, round(share * size.shape[1]))
     order = torch.sort(size, dim=1, descending=True, stable=True).indices[:, :count]
-    found = torch.zeros(size.shape, dtype=torch.bool, device=x.device).scatter_(1, order, True)
+    found = torch.zeros(size.shape, dtype=torch.bool, device=x.device).scatter_(1, order, True) & (size > 0)
     return found.view(len(x), *x.shape[2:])
 
 

@@ -1,6 +1,7 @@
 """Contrast normalisation as a network's first layers: global, of the whole image, and local, of each neighbourhood.
 
-Both are differentiable everywhere, twice: where a spread is zero its gradient is taken as zero.
+Both have finite first and second derivatives everywhere: where a spread is zero its gradient is taken as zero. At their
+thresholds the global one jumps and the local one has a kink.
 """
 
 from typing import Literal

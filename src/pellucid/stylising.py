@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pellucid.data import load
+from pellucid.data import ImageSet, load
 from pellucid.errors import PellucidError
 from pellucid.types import Images
 from pellucid.weights import read_state_dict
@@ -46,19 +46,19 @@ def three_channels(x: Images) -> Float[Tensor, "b 3 h w"]:
     return x.expand(-1, 3, -1, -1)
 
 
-def encoder(weights: str) -> nn.Module:
+def encoder(weights: str, like: Tensor) -> nn.Module:
     """VGG-19 to relu4_1, for images in [0, 1]: its first layer turns RGB into what the rest was trained on."""
-    return _read(weights, encoder_layers, "AdaIN's encoder (vgg_normalised)")
+    return _read(weights, encoder_layers, "AdaIN's encoder (vgg_normalised)", like)
 
 
-def decoder(weights: str) -> nn.Module:
+def decoder(weights: str, like: Tensor) -> nn.Module:
     """From relu4_1 back to an image."""
-    return _read(weights, decoder_layers, "AdaIN's decoder")
+    return _read(weights, decoder_layers, "AdaIN's decoder", like)
 
 
-def transfer_network(weights: str) -> nn.Module:
+def transfer_network(weights: str, like: Tensor) -> nn.Module:
     """The feed-forward network of one style."""
-    return _read(weights, FeedForward, "a feed-forward style network")
+    return _read(weights, FeedForward, "a feed-forward style network", like)
 
 
 def encoder_layers() -> nn.Sequential:
@@ -129,7 +129,7 @@ class _Residual(nn.Module):
 
 
 class FeedForward(nn.Sequential):
-    """Johnson et al. 2016, as fast-style-transfer trains it: images in [0, 1] to images, not cut to [0, 1]."""
+    """Johnson et al. 2016, as fast-style-transfer has it: images in [0, 1] to images, not cut to [0, 1]."""
 
     def __init__(self) -> None:
         layers: list[tuple[str, nn.Module]] = [
@@ -151,16 +151,18 @@ class FeedForward(nn.Sequential):
         return ((150 * x.tanh() + 127.5) / 255)[:, :, : input.shape[2], : input.shape[3]]
 
 
-def _read(weights: str, build: Callable[[], nn.Module], what: str) -> nn.Module:
+def _read(weights: str, build: Callable[[], nn.Module], what: str, like: Tensor) -> nn.Module:
     path = Path(weights).expanduser()
     if not path.is_file():
         there = f"no file {weights!r}" if weights else "no weights were given"
         raise PellucidError(f"{there}: {what} comes from a file of weights, see docs/transforms.md")
-    return _read_once(path.resolve(), path.stat().st_mtime_ns, build, what)
+    return _read_once(path.resolve(), path.stat().st_mtime_ns, build, what, like.dtype, like.device)
 
 
 @lru_cache(maxsize=4)
-def _read_once(path: Path, changed: int, build: Callable[[], nn.Module], what: str) -> nn.Module:
+def _read_once(
+    path: Path, changed: int, build: Callable[[], nn.Module], what: str, dtype: torch.dtype, device: torch.device
+) -> nn.Module:
     del changed
     network = build()
     wanted, found = network.state_dict(), read_state_dict(path)
@@ -170,13 +172,16 @@ def _read_once(path: Path, changed: int, build: Callable[[], nn.Module], what: s
         first = ", ".join(f"{name} {shape} for {tuple(wanted[name].shape)}" for name, shape in shapes.items())
         raise PellucidError(f"{path} does not hold the weights of {what}: {len(differ)} tensors differ ({first})")
     network.load_state_dict({name: found[name].float() for name in wanted})
-    return network.eval().requires_grad_(False)
+    return network.to(device, dtype).eval().requires_grad_(False)
 
 
-@lru_cache(maxsize=4)
-def paintings(styles: str, split: str, size: tuple[int, int]) -> Float[Tensor, "n 3 h w"]:
-    """Style images of a size: the shorter side scaled to the longer one of it, and the centre cut out."""
-    side = max(size)
-    x, _ = (found := load(styles, split, size=side)).batch(range(len(found)))
-    top, left = (side - size[0]) // 2, (side - size[1]) // 2
+@lru_cache(maxsize=2)
+def paintings(styles: str, split: str, side: int) -> ImageSet:
+    """Style images, the shorter side scaled to so many pixels and the centre cut out; many are read on demand."""
+    return load(styles, split, size=side)
+
+
+def cut_out(x: Float[Tensor, "b c side side"], size: tuple[int, int]) -> Float[Tensor, "b 3 h w"]:
+    """The centre of square images, in RGB."""
+    top, left = ((x.shape[2] - size[0]) // 2, (x.shape[3] - size[1]) // 2)
     return three_channels(x)[:, :, top : top + size[0], left : left + size[1]].contiguous()

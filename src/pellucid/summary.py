@@ -76,7 +76,7 @@ def _worst(rows: Rows, eps: float) -> dict[str, Any]:
 def compare(all_rows: Mapping[str, AllRows], protocol: Protocol) -> list[dict[str, Any]] | None:
     """Paired differences in robust accuracy of every two models at every radius, on the same images; None of one model.
 
-    Each with Newcombe's interval and McNemar's exact p; `p_holm` is corrected for all the comparisons of the audit.
+    Each with Newcombe's interval and McNemar's exact p; `p_holm` is corrected for all of these comparisons.
     """
     standing = {name: survivors(rows, protocol.eps) for name, rows in all_rows.items()}
     found = [

@@ -17,7 +17,7 @@ BLOCKS = 2  # side by side, where a row is short
 def contact_sheet(columns: Mapping[str, Float[np.ndarray, "b c h w"]], captions: Sequence[str]) -> bytes:
     """A PNG: under each column's name its images, in the order of the captions, which stand below the first column.
 
-    Pixels beyond [0, 1], which filters leave, are drawn cut; a column whose mean is 0 is drawn about mid-grey.
+    Pixels beyond [0, 1], which filters leave, are drawn cut, as they are written.
     """
     names, rows = list(columns), len(captions)
     blocks = BLOCKS if len(names) <= 4 and rows > 4 else 1
@@ -41,7 +41,6 @@ def contact_sheet(columns: Mapping[str, Float[np.ndarray, "b c h w"]], captions:
 
 
 def _tile(image: Float[np.ndarray, "c h w"]) -> Image.Image:
-    shift = 0.5 if image.min() < 0 and abs(float(image.mean())) < 1e-3 else 0.0
-    pixels = photograph_pixels(image + shift)
+    pixels = photograph_pixels(image)
     enlarge = Image.Resampling.NEAREST if max(pixels.shape[:2]) <= _SIDE else Image.Resampling.LANCZOS
     return Image.fromarray(pixels).convert("RGB").resize((_SIDE, _SIDE), enlarge)

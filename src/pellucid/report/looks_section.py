@@ -14,7 +14,7 @@ ABOUT = {
     "saturation": "Towards black and white (p above 2) contours stay and fine texture goes; below 2 contrast goes.",
     "patch shuffling": "Patches in random order keep their texture; the shape of the whole is gone.",
     "low frequencies": "Only what is coarser stays: shapes, no texture.",
-    "high frequencies": "Only what is finer stays: texture and sharp edges, no surfaces.",
+    "high frequencies": "Only what is finer stays, about the mean colour: texture and sharp edges, no surfaces.",
     "random frequencies": "Some frequencies of each channel are gone, whichever.",
     "style": "Another picture's texture on the same shapes.",
 }
@@ -31,6 +31,8 @@ def looks(audit: Audit, arrays: Arrays) -> dict[str, Any] | None:
         "families": [_family(family, found["curves"], tones) for family in families],
         "pairs": _pairs(found["pairs"], tones),
         "maps": _maps(found["maps"], tones),
+        "noise_gini": words.decimal(found["noise_gini"]),
+        "protocol": found["protocol"],
         "gallery": _gallery(found["maps"], arrays, tones),
         "shapes": _shapes(found.get("shape_bias") or [], tones),
     }
@@ -98,24 +100,29 @@ def _maps(maps: Sequence[Mapping[str, Any]], tones: Mapping[str, int]) -> list[t
     rows = []
     for key, title in (("gini", "Gini index"), ("edges", "on edges"), ("tau", "τ to the clean map")):
         for kind in kinds:
-            if key == "tau" and kind == "clean":
+            found = [next(e for e in maps if e["name"] == name and e["images"] == kind) for name in tones]
+            if not all(key in entry for entry in found):
                 continue
-            cells = []
-            for name in tones:
-                entry = next(e for e in maps if e["name"] == name and e["images"] == kind)
-                cells.append(_number(entry[key], entry["edges_elsewhere"] if key == "edges" else None))
+            cells = [_number(entry[key], entry.get("edges_more") if key == "edges" else None) for entry in found]
             rows.append((f"{title}, {kind} images", cells))
     return rows
 
 
-def _number(found: Mapping[str, Any], elsewhere: Mapping[str, Any] | None) -> dict[str, str]:
+def _number(found: Mapping[str, Any], more: Mapping[str, Any] | None) -> dict[str, str]:
+    """A mean with its interval and number of maps; for edges also how much more it is than on another image's."""
     value = words.number(found["value"])
     if value is None:
-        return {"main": words.ABSENT, "more": ""}
-    more = f"[{words.decimal(found['low'])}, {words.decimal(found['high'])}]"
-    if elsewhere is not None and words.number(elsewhere["value"]) is not None:
-        more += f"; on another image's edges {words.decimal(elsewhere['value'])}"
-    return {"main": words.decimal(value), "more": more}
+        return {"main": words.ABSENT, "more": "every map is zero"}
+    detail = f"{_interval(found)} {found['n']} maps".strip()
+    if more is not None and words.number(more["value"]) is not None:
+        detail += f"; {more['value']:+.2f} {_interval(more)} than on another image's".replace(" than", " more than")
+    return {"main": words.decimal(value), "more": detail}
+
+
+def _interval(found: Mapping[str, Any]) -> str:
+    if words.number(found["low"]) is None:
+        return ""
+    return f"[{words.decimal(found['low'])}, {words.decimal(found['high'])}]"
 
 
 def _gallery(

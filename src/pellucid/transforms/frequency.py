@@ -34,9 +34,17 @@ def low_pass(
 
 
 def high_pass(
-    x: Images, *, radius: float = 8.0, clip: bool = False, reading: Reading = "as_written", generator: Draws = None
+    x: Images,
+    *,
+    radius: float = 8.0,
+    keep_mean: bool = False,
+    clip: bool = False,
+    reading: Reading = "as_written",
+    generator: Draws = None,
 ) -> Images:
     """`F⁻¹(1[|k| > radius] F(x))`, what `low_pass` takes: their sum is the image. The mean goes with the low ones.
+
+    So half of the pixels are negative, and black where they are cut; with `keep_mean` each channel keeps its mean.
 
     As coded (see `low_pass`) kept are the modes within the radius of the middle index, but for those at the radius
     itself, which both leave out.
@@ -44,6 +52,9 @@ def high_pass(
     """
     del generator
     disc = _disc("high_pass", x, radius, reading, beyond=reading == "as_written")
+    if keep_mean:
+        disc = disc.clone()
+        disc[0, 0] = True
     return _filtered(x, disc, clip)
 
 

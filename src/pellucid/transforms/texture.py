@@ -9,7 +9,7 @@ from torch import Tensor
 from pellucid.draws import Draws, uniform
 from pellucid.errors import PellucidError
 from pellucid.inputs import check_images
-from pellucid.stylising import adain, decoder, encoder, paintings, three_channels, transfer_network
+from pellucid.stylising import adain, cut_out, decoder, encoder, paintings, three_channels, transfer_network
 from pellucid.types import Images
 
 
@@ -62,11 +62,11 @@ def stylize(
         raise PellucidError(f"stylize wants images of at least 16 pixels a side, not {tuple(x.shape[2:])}")
     if len(x) == 0:
         return x
-    encode, decode = encoder(encoder_weights).to(x), decoder(decoder_weights).to(x)
-    chosen = paintings(styles, split, (x.shape[2], x.shape[3]))
-    rows = (uniform(generator, x)[:, None].double() * len(chosen)).long().clamp_max(len(chosen) - 1)[:, 0]
+    encode, decode = encoder(encoder_weights, x), decoder(decoder_weights, x)
+    known = paintings(styles, split, max(x.shape[2:]))
+    rows = (uniform(generator, x).double() * len(known)).long().clamp_max(len(known) - 1)
     content = encode(three_channels(x))
-    style = encode(chosen[rows.cpu()].to(x))
+    style = encode(cut_out(known.batch(rows.cpu())[0], (x.shape[2], x.shape[3])).to(x))
     found = decode((1 - alpha) * content + alpha * adain(content, style))
     return _as_given(found[:, :, : x.shape[2], : x.shape[3]], x)
 
@@ -74,19 +74,20 @@ def stylize(
 def fast_style(x: Images, *, weights: str = "", generator: Draws = None) -> Images:
     """`(150 tanh(t(255 x)) + 127.5) / 255`, t the feed-forward network of one style; cut to [0, 1].
 
-    The network of Johnson et al. 2016 as fast-style-transfer trains it: convolutions 9x9, and two 3x3 of stride 2; five
+    The network of Johnson et al. 2016 as fast-style-transfer has it: convolutions 9x9, and two 3x3 of stride 2; five
     residual blocks; two transposed convolutions; 9x9; after each an instance norm. `weights` is a .safetensors file
     with its tensors under the names conv1, conv2, conv3, res1 to res5, up1, up2, conv_out (docs/transforms.md).
     Grey images are stylised as RGB and come back as luma.
 
-    Source: Johnson et al. 2016; Ulyanov et al. 2016 for the instance norm. Raises `PellucidError` for missing or
-    foreign weights.
+    Source: Johnson et al. 2016; Ulyanov et al. 2016 for the instance norm. As fast-style-transfer's evaluation feeds
+    it, with pixels up to 255; its training had them up to 1, which moves the result by a few thousandths.
+    Raises `PellucidError` for missing or foreign weights.
     """
     del generator
     check_images(x)
     if len(x) == 0:
         return x
-    return _as_given(transfer_network(weights).to(x)(three_channels(x)), x)
+    return _as_given(transfer_network(weights, x)(three_channels(x)), x)
 
 
 def _as_given(found: Float[Tensor, "b 3 h w"], x: Images) -> Images:
