@@ -129,7 +129,11 @@ def _described(looks: Looks, shape: tuple[int, int, int]) -> dict[str, Any]:
 
 
 def check_transforms(images: ImageSet, indices: Tensor, looks: Looks, seed: int) -> None:
-    """Every transform on one image: what is wrong with a style's files is said before hours of attacks."""
+    """Every transform on one image, and the stimuli: what is wrong with their files is said before hours of attacks."""
+    try:
+        fitting_stimuli(images)
+    except PellucidError as error:
+        raise PellucidError(f"{error}; or leave out what models look at: --no-looks") from None
     x, _ = images.batch(indices[:1])
     for _, made in levels(images.shape, looks.style).values():
         for transform in made.values():

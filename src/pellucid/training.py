@@ -133,9 +133,20 @@ def _try(objective: Objective, state: State, images: ImageSet, recipe: Recipe) -
             ):
                 return
     raise PellucidError(
-        f"{recipe.objective} returned {type(given).__name__}: it must return (loss, terms), the loss a tensor of one "
-        "number with a gradient, the terms a dictionary of numbers to log"
+        f"{recipe.objective} returned {_shown(given)}: it must return (loss, terms), the loss a tensor of one number "
+        "with a gradient, the terms a dictionary of numbers to log"
     )
+
+
+def _shown(given: object) -> str:
+    """What an objective returned, part by part."""
+    if isinstance(given, tuple):
+        return f"({', '.join(_shown(part) for part in given)})"
+    if isinstance(given, Mapping):
+        return f"{{{', '.join(f'{name}: {_shown(part)}' for name, part in given.items())}}}"
+    if isinstance(given, Tensor):
+        return f"a tensor {tuple(given.shape)}{'' if given.requires_grad else ' without gradient'}"
+    return f"a {type(given).__name__}"
 
 
 def _memory(objective: Objective, recipe: Recipe, images: ImageSet, device: torch.device, crew: Team) -> Memory | None:

@@ -26,6 +26,8 @@ def curves(
     from pellucid.report.curves_page import curves_page
     from pellucid.weights import write_atomically
 
+    if out.suffix.lower() not in (".html", ".htm") or out.is_dir():
+        raise PellucidError(f"--out {out} must be the name of a page, such as curves.html")
     found = {}
     for folder in run:
         try:
