@@ -242,7 +242,7 @@ REMEMBERING = ["--batch-size", "300", "--objective", "int2(ball=Linf(0.1), steps
 REPLAYING = ["--batch-size", "600", "--replays", "2", "--objective", "free(ball=Linf(0.1))"]
 
 
-# The second case has ended with exit status 1 twice in some fifteen runs on a loaded machine; the cause is not known yet.
+# The second case ended with exit status 1 twice in some fifteen runs on a loaded machine; the cause is not known yet.
 @pytest.mark.parametrize(
     "options",
     [NORMED, pytest.param(REMEMBERING, marks=pytest.mark.slow), REPLAYING],
