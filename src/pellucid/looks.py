@@ -46,6 +46,7 @@ OCTAVES = (16, 8, 4, 2)  # radii: the image's side over these, so a filter of an
 SAMPLES, NOISE = 25, 0.1  # of SmoothGrad: the paper has 100 samples; its noise
 EDGES = 0.2  # of the pixels count as edges
 FINEST = 28  # maps are compared at this many places a side at most
+PER_PASS = 16  # images whose maps are made at once
 IMAGENET, STIMULI, WORDNET = 1000, "cue-conflict", re.compile(r"n\d{8}")
 
 
@@ -258,9 +259,6 @@ def smooth_maps(model: nn.Module, x: Images, y: Labels, *, seed: int) -> Float[T
             )
             parts.append(maps[:, 0].abs().sum(1).cpu())
     return torch.cat(parts)
-
-
-PER_PASS = 16
 
 
 def map_figures(

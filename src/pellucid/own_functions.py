@@ -23,13 +23,15 @@ def source_digest(function: Callable[..., Any]) -> str:
     function = inspect.unwrap(function)
     code = getattr(function, "__code__", None)
     try:
-        return getattr(function, "__globals__", {}).get(_SOURCE) or _digest(Path(inspect.getfile(function)))
+        return getattr(function, "__globals__", {}).get(_SOURCE) or _digest(
+            Path(inspect.getfile(function)).read_bytes()
+        )
     except (TypeError, OSError):
-        return hashlib.sha256(repr(function).encode() if code is None else _spelt(code)).hexdigest()
+        return _digest(repr(function).encode() if code is None else _spelt(code))
 
 
-def _digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
 
 
 def _spelt(code: CodeType) -> bytes:
@@ -64,7 +66,7 @@ def own_function(where: str) -> Callable[..., Any]:
     except Exception as error:  # the user's own code: whatever it raised is told, by its name and place
         raise PellucidError(f"{place} raised {type(error).__name__} when imported: {error}{place_of(error)}") from None
     if getattr(module, "__file__", None) and not hasattr(module, _SOURCE):
-        setattr(module, _SOURCE, _digest(Path(str(module.__file__))))
+        setattr(module, _SOURCE, _digest(Path(str(module.__file__)).read_bytes()))
     found = getattr(module, name, None)
     if not callable(found):
         raise PellucidError(f"{place} has no function {name!r}")
@@ -79,7 +81,7 @@ def _from_path(path: Path) -> ModuleType:
         raise ImportError(f"{path} is not a Python file")
     module, content = importlib.util.module_from_spec(spec), path.read_bytes()
     sys.modules[spec.name] = module
-    setattr(module, _SOURCE, hashlib.sha256(content).hexdigest())
+    setattr(module, _SOURCE, _digest(content))
     # Not by the loader: its bytecode of a file that was changed within a second, to the same size, is the old one.
     exec(compile(content, spec.origin, "exec"), module.__dict__)
     return module
