@@ -9,6 +9,7 @@ import atexit
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 
 import torch
 import torch.distributed as dist
@@ -107,6 +108,9 @@ def team(device: torch.device) -> Team:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     if not dist.is_initialized():
+        # Before there is a group: its functions take the group of their import's time as a default, and an optimiser
+        # imports it. That kept gloo's threads beyond the interpreter's end, which now and then aborted a process.
+        import_module("torch.distributed.nn.functional")
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
         atexit.register(dist.destroy_process_group)
     return Team(dist.get_rank(), dist.get_world_size())
