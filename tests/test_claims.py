@@ -130,3 +130,35 @@ def test_claims_on_transfer() -> None:
     assert [each.judgement for each in judge(cards, refuted)[-3:]] == ["does not hold"] * 3
     assert [each.judgement for each in judge({})] == ["not measured"] * 8
     assert "- **not measured**: distillation" in claims.table(judge({}))
+
+
+def interval(low: float, high: float) -> dict[str, float]:
+    """A difference in the middle of an interval."""
+    return {"difference": (low + high) / 2, "low": low, "high": high, "p": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("found", "speaks"),
+    [
+        (interval(-0.05, 0.05), "for"),
+        (interval(-0.05, 0.15), "neither"),
+        (interval(0.12, 0.2), "against"),
+        (interval(-0.2, -0.12), "against"),
+        (interval(0.0, 0.0), "neither"),  # of images that do not differ at all one learns nothing of its width
+        (interval(float("nan"), float("nan")), "neither"),
+    ],
+)
+def test_alike_is_an_interval_within_the_margin(found: dict[str, float], speaks: str) -> None:
+    finding = claims.alike("a - b", found, 0.1)
+    assert finding.speaks == speaks
+    assert (finding.p < 0.05) == (speaks == "against")
+
+
+def test_alike_has_the_p_of_a_difference_at_the_margin() -> None:
+    """An interval that begins at the margin is significant at 2.5 % in one direction."""
+    assert claims.alike("a - b", interval(0.1 + 1e-9, 0.2), 0.1).p == pytest.approx(0.025, abs=1e-6)
+
+
+@pytest.mark.parametrize(("hits", "speaks"), [(0, "for"), (10, "neither"), (50, "against")])
+def test_fewer_is_a_wilson_interval_below_the_border(hits: int, speaks: str) -> None:
+    assert claims.fewer("a", np.arange(1000) < hits, 0.01).speaks == speaks

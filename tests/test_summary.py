@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.stats import binomtest
+from scipy.stats import binomtest, ttest_rel
 from torch import Tensor, nn
 
 from pellucid.architectures.small import small
@@ -23,7 +23,7 @@ from pellucid.gallery import choose, gallery
 from pellucid.interpreters.gradients import smoothgrad
 from pellucid.protocol import Protocol, Subject
 from pellucid.results import Rows, holm
-from pellucid.summary import FEWEST_MAPS, compare, figures, paired, survivors
+from pellucid.summary import FEWEST_MAPS, compare, figures, paired, paired_means, paired_on_correct, survivors
 from pellucid.types import Generator, Images, Labels
 
 EPS = (0.1, 0.2)
@@ -207,3 +207,51 @@ def test_every_attack_of_the_audit_counts() -> None:
         (0.1, 0.2, 0.3),
     )
     assert [int(found[eps].sum()) for eps in (0.1, 0.2, 0.3)] == [3, 2, 1]
+
+
+def two_models(n: int, seed: int) -> tuple[Rows, Rows, Rows, Rows]:
+    """Clean and changed rows of two models whose hits hang together, image by image."""
+    generator = np.random.default_rng(seed)
+    hard = generator.uniform(size=n)
+    before_one, before_two = ({"correct": hard + 0.3 * generator.uniform(size=n) < ease} for ease in (0.9, 0.7))
+    after_one, after_two = ({"correct": hard + 0.5 * generator.uniform(size=n) < ease} for ease in (0.7, 0.6))
+    return before_one, after_one, before_two, after_two
+
+
+def test_a_difference_of_accuracies_on_correct_against_the_bootstrap() -> None:
+    """The value is that of the two ratios; the interval that of 4,000 resamplings of images, to a twentieth of it."""
+    rows = two_models(2000, seed=0)
+    found = paired_on_correct(*rows)
+
+    def ratio(before: Rows, after: Rows, places: np.ndarray) -> float:
+        both = before["correct"][places] & after["correct"][places]
+        return both.sum() / before["correct"][places].sum()
+
+    def apart(places: np.ndarray) -> float:
+        return ratio(rows[0], rows[1], places) - ratio(rows[2], rows[3], places)
+
+    assert found["difference"] == pytest.approx(apart(np.arange(2000)), abs=1e-12)
+    generator = np.random.default_rng(1)
+    drawn = [apart(generator.integers(2000, size=2000)) for _ in range(4000)]
+    width = found["high"] - found["low"]
+    assert np.quantile(drawn, [0.025, 0.975]) == pytest.approx([found["low"], found["high"]], abs=0.05 * width)
+
+
+def test_a_difference_of_accuracies_on_correct_turns_with_its_sides_and_may_be_undefined() -> None:
+    one, two, three, four = two_models(300, seed=2)
+    found, turned = paired_on_correct(one, two, three, four), paired_on_correct(three, four, one, two)
+    assert turned["difference"] == pytest.approx(-found["difference"])
+    assert turned["low"] == pytest.approx(-found["high"])
+    assert turned["p"] == pytest.approx(found["p"])
+    never = {"correct": np.zeros(300, bool)}
+    assert math.isnan(paired_on_correct(never, two, three, four)["difference"])
+
+
+def test_a_difference_of_means_is_the_paired_t_of_many() -> None:
+    """With 500 pairs the normal's p is that of the t-test, and pairs with a NaN are left out."""
+    generator = np.random.default_rng(3)
+    one, two = generator.normal(size=500), generator.normal(loc=0.1, size=500)
+    found = paired_means(one, two)
+    assert found["p"] == pytest.approx(ttest_rel(one, two).pvalue, rel=0.05)
+    one_more = paired_means(np.append(one, math.nan), np.append(two, 5.0))
+    assert one_more == found

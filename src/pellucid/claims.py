@@ -15,6 +15,7 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Bool
 from scipy.stats import binomtest
+from scipy.stats import norm as normal
 from scipy.stats import t as student
 
 from pellucid.pretrained import EPS, unpacked
@@ -47,25 +48,25 @@ class Verdict:
 def judge(cards: Cards, transferred: Transfer | None = None) -> list[Verdict]:
     """All claims; `transferred` are FGSM's images of `TRANSFER_EPS` between the Ross networks of `TRANSFERRED`."""
     return [
-        _verdict(
+        verdict(
             "Int without adversarial loss is robust: more than half the images stand at ε 0.3",
             "Boopathy et al. 2020, Table 3",
             [_share(cards, "int", kind, 0.3, HALF) for kind in ("pgd", "ensemble")],
         ),
-        _verdict(
+        verdict(
             "one class's map is not enough: Int stands above Int-1-class at ε 0.3",
             "Boopathy et al. 2020, Tables 2 and 3",
             [_above(cards, "int", "int-one-class", kind, 0.3) for kind in ("pgd", "ensemble")],
         ),
         *(
-            _verdict(
+            verdict(
                 f"IG-Norm collapses, {how}: fewer than a tenth stand under PGD-200 at ε 0.3",
                 "Boopathy et al. 2020, Table 3",
                 [_share(cards, name, "pgd", 0.3, TENTH, "below")],
             )
             for name, how in (("ig-norm", "as coded"), ("ig-norm-1", "as written at λ 1"))
         ),
-        _verdict(
+        verdict(
             "Int2-Adv is the best of the published beyond ε 0.3",
             "Boopathy et al. 2020 (ICML), Table 1",
             [_above(cards, "int2-adv", other, "pgd", eps) for eps in EPS[3:] for other in RIVALS],
@@ -81,7 +82,7 @@ def table(verdicts: Iterable[Verdict]) -> str:
 
 
 @dataclass(frozen=True)
-class _Finding:
+class Finding:
     """Whether one comparison speaks for the claim or against it, the p-value of neither, and how it reads."""
 
     speaks: Literal["for", "against", "neither", "not measured"]
@@ -89,7 +90,7 @@ class _Finding:
     p: float = 1.0
 
 
-def _verdict(claim: str, source: str, findings: Sequence[_Finding]) -> Verdict:
+def verdict(claim: str, source: str, findings: Sequence[Finding]) -> Verdict:
     """Holds where every comparison speaks for it, does not where one speaks against it for all their number."""
     corrected = holm([finding.p for finding in findings])
     refuted = any(f.speaks == "against" and p < LEVEL for f, p in zip(findings, corrected, strict=True))
@@ -118,26 +119,26 @@ def _standing(cards: Cards, name: str, kind: str, eps: float) -> dict[str, Stand
 
 def _share(
     cards: Cards, name: str, kind: str, eps: float, border: float, side: Literal["above", "below"] = "above"
-) -> _Finding:
+) -> Finding:
     """Speaks for more (or fewer) than the border standing, at every seed."""
     what = f"{name} under {kind} {eps}"
     parts = list(_standing(cards, f"{SMALL}/{name}", kind, eps).values())
     if not parts:
-        return _Finding("not measured", f"{what}: not measured")
+        return Finding("not measured", f"{what}: not measured")
     intervals = [wilson(int(part.sum()), len(part)) for part in parts]
     above, below = all(low > border for low, _ in intervals), all(high < border for _, high in intervals)
     figures = ", ".join(
         f"{part.mean():.3f} [{low:.3f}, {high:.3f}]" for part, (low, high) in zip(parts, intervals, strict=True)
     )
     p = max(float(binomtest(int(part.sum()), len(part), border).pvalue) for part in parts)
-    return _Finding(_speaks(*((above, below) if side == "above" else (below, above))), f"{what} {figures}", p)
+    return Finding(_speaks(*((above, below) if side == "above" else (below, above))), f"{what} {figures}", p)
 
 
 def _speaks(fits: bool, refutes: bool) -> Literal["for", "against", "neither"]:
     return "for" if fits else "against" if refutes else "neither"
 
 
-def _above(cards: Cards, one: str, two: str, kind: str, eps: float) -> _Finding:
+def _above(cards: Cards, one: str, two: str, kind: str, eps: float) -> Finding:
     """Speaks for `one` above `two`, over the seeds that both have, on the images that both were measured on."""
     ones, twos = (_standing(cards, f"{SMALL}/{name}", kind, eps) for name in (one, two))
     pairs = []
@@ -145,17 +146,47 @@ def _above(cards: Cards, one: str, two: str, kind: str, eps: float) -> _Finding:
         n = min(len(ones[seed]), len(twos[seed]))  # cards are of the first images
         pairs.append((ones[seed][:n], twos[seed][:n]))
     what = f"{one} - {two} under {kind} {eps}"
-    return _difference(what, pairs) if pairs else _Finding("not measured", f"{what}: not measured")
+    return _seeds_apart(what, pairs) if pairs else Finding("not measured", f"{what}: not measured")
 
 
-def _difference(what: str, pairs: Sequence[tuple[Stands, Stands]]) -> _Finding:
+def _seeds_apart(what: str, pairs: Sequence[tuple[Stands, Stands]]) -> Finding:
     each = [float(one.mean() - two.mean()) for one, two in pairs]
-    found = paired(*pairs[0]) if len(pairs) == 1 else _over_seeds(pairs)
-    above = found["low"] > 0 and min(each) > 0
-    below = found["high"] < 0 and max(each) < 0
-    seeds = f" ({', '.join(f'{value:+.3f}' for value in each)})" if len(each) > 1 else ""
-    shown = f"{what} {found['difference']:+.3f} [{found['low']:+.3f}, {found['high']:+.3f}]{seeds}"
-    return _Finding(_speaks(above, below), shown, found["p"])
+    return difference(what, paired(*pairs[0]) if len(pairs) == 1 else _over_seeds(pairs), each)
+
+
+def difference(what: str, found: Mapping[str, float], seeds: Sequence[float] = ()) -> Finding:
+    """Speaks for a claim that a difference is positive where its interval, and that of every seed, is above zero.
+
+    `found` has `difference`, `low`, `high` and `p`, the p-value of none.
+    """
+    above = found["low"] > 0 and min(seeds, default=1) > 0
+    below = found["high"] < 0 and max(seeds, default=-1) < 0
+    of_each = f" ({', '.join(f'{value:+.3f}' for value in seeds)})" if len(seeds) > 1 else ""
+    return Finding(_speaks(above, below), f"{_apart(what, found)}{of_each}", found["p"])
+
+
+def alike(what: str, found: Mapping[str, float], margin: float) -> Finding:
+    """Speaks for a claim that two are alike where the whole interval of their difference is within the margin.
+
+    Against it where the interval is all beyond it; then p is that of a difference no larger than the margin, by the
+    normal distribution whose interval this is. An interval without a width, of too few images, speaks for nothing.
+    """
+    within = -margin < found["low"] < found["high"] < margin
+    beyond = found["low"] > margin or found["high"] < -margin
+    spread = (found["high"] - found["low"]) / (2 * float(normal.ppf(0.975)))
+    p = float(normal.sf((abs(found["difference"]) - margin) / spread)) if beyond and spread else float(not beyond)
+    return Finding(_speaks(within, beyond), _apart(what, found), p)
+
+
+def fewer(what: str, hits: Stands, border: float) -> Finding:
+    """Speaks for a claim that a share is below a border where its Wilson interval is."""
+    low, high = wilson(int(hits.sum()), len(hits))
+    p = float(binomtest(int(hits.sum()), len(hits), border).pvalue)
+    return Finding(_speaks(high < border, low > border), f"{what} {hits.mean():.3f} [{low:.3f}, {high:.3f}]", p)
+
+
+def _apart(what: str, found: Mapping[str, float]) -> str:
+    return f"{what} {found['difference']:+.3f} [{found['low']:+.3f}, {found['high']:+.3f}]"
 
 
 def _over_seeds(pairs: Sequence[tuple[Stands, Stands]]) -> dict[str, float]:
@@ -178,10 +209,10 @@ def _of_transfer(cards: Cards, found: Transfer | None) -> list[Verdict]:
         places = [found.names.index(name) for name in (source, target)]
         return found.clean[places[1]] & found.correct[places[0], found.eps.index(eps), places[1]]
 
-    def compare(one: tuple[str, float, str], two: tuple[str, float, str], what: str) -> _Finding:
+    def compare(one: tuple[str, float, str], two: tuple[str, float, str], what: str) -> Finding:
         if found is None:
-            return _Finding("not measured", f"{what}: not measured")
-        return _difference(what, [(stands(*one), stands(*two))])
+            return Finding("not measured", f"{what}: not measured")
+        return _seeds_apart(what, [(stands(*one), stands(*two))])
 
     low, high = TRANSFER_EPS
     others = [name for name in TRANSFERRED if name != "double-backprop"]
@@ -197,12 +228,12 @@ def _of_transfer(cards: Cards, found: Transfer | None) -> list[Verdict]:
     ]
     many = _standing(cards, f"{ROSS}/distilled", "pgd", low).get("")
     hides = (
-        _Finding("not measured", "FGSM and PGD-200 on distilled: not measured")
+        Finding("not measured", "FGSM and PGD-200 on distilled: not measured")
         if found is None or many is None
         else _hides(stands("distilled", low, "distilled"), many)
     )
     return [
-        _verdict(
+        verdict(
             f"double backprop resists transferred FGSM better than FGSM training at ε {high}",
             "Ross & Doshi-Velez 2018, fig. 1",
             [
@@ -213,12 +244,12 @@ def _of_transfer(cards: Cards, found: Transfer | None) -> list[Verdict]:
                 )
             ],
         ),
-        _verdict(
+        verdict(
             "images made on double backprop fool the others, more than those of anyone else",
             "Ross & Doshi-Velez 2018, fig. 1",
             fools,
         ),
-        _verdict(
+        verdict(
             "distillation only hides gradients: most images stand under FGSM, hardly one under PGD-200",
             "Ross & Doshi-Velez 2018, figs. 1 and 4; Carlini & Wagner 2017",
             [hides],
@@ -226,7 +257,7 @@ def _of_transfer(cards: Cards, found: Transfer | None) -> list[Verdict]:
     ]
 
 
-def _hides(one_step: Stands, many: Stands) -> _Finding:
+def _hides(one_step: Stands, many: Stands) -> Finding:
     first, last = (wilson(int(part.sum()), len(part)) for part in (one_step, many))
     hidden = first[0] > HALF and last[1] < TENTH
     refuted = first[1] < HALF or last[0] > TENTH
@@ -234,4 +265,4 @@ def _hides(one_step: Stands, many: Stands) -> _Finding:
         f"FGSM {one_step.mean():.3f} [{first[0]:.3f}, {first[1]:.3f}], "
         f"PGD-200 on the log-odds {many.mean():.3f} [{last[0]:.3f}, {last[1]:.3f}]"
     )
-    return _Finding(_speaks(hidden, refuted), shown, p=0.0 if refuted else 1.0)
+    return Finding(_speaks(hidden, refuted), shown, p=0.0 if refuted else 1.0)
