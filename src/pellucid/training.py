@@ -206,6 +206,8 @@ def _fresh(recipe: Recipe, images: ImageSet, device: torch.device, crew: Team) -
             recipe.architecture, channels=channels, size=size, classes=classes, generator=initial
         )
         network = network.to(device)
+        if device.type == "cuda":  # a step of ResNet-18 took 5.2 ms so, and 7.4 otherwise (32 px, batch 128, an H200)
+            network = network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         check_contract(network, example.to(device), classes=classes)
     except (PellucidError, RuntimeError) as error:
         raise PellucidError(f"architecture {recipe.architecture!r} on {images!r}: {error}") from None
