@@ -1,0 +1,313 @@
+"""Zhang & Zhu 2019 in small: what adversarially trained ResNet-18s look at, on CIFAR-10 or on twenty classes of Tiny
+ImageNet, beside the paper's figures, and what became of its claims.
+
+    python benchmarks/zhang_zhu.py --data cifar10 --device cuda --out runs/zz                # all of it, resumably
+    python benchmarks/zhang_zhu.py --data cifar10 --device cuda --out runs/zz --only pgd-l2  # trains one, in a process
+    python benchmarks/zhang_zhu.py --data tiny-imagenet-20 --style rain_princess.safetensors --device cuda --out runs/zz
+
+Four networks: standard; PGD in Linf of 8/255 and in L2 (the paper's 12 at 224 px, the same per pixel), every second
+batch clean, as the paper's code has it; and underfit, a standard one stopped at the clean accuracy of the Linf one on
+held-out images. Accuracy on correct is right before and after over right before; differences of it are paired over the
+test images. The budget is a fraction of the paper's, and so is the accuracy. PELLUCID_DATA must hold the data set.
+"""
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from pellucid import data, run_folder
+from pellucid.attacks.gradient import pgd
+from pellucid.balls import Linf
+from pellucid.claims import Finding, alike, difference, fewer, table, verdict
+from pellucid.evaluation import Measurement, evaluate
+from pellucid.looks import levels, smooth_maps
+from pellucid.metrics import edges, gini, share_within
+from pellucid.models import load_model
+from pellucid.outcome import on_correct
+from pellucid.process import settle
+from pellucid.recipe import Recipe
+from pellucid.results import Rows, rate, write_json
+from pellucid.summary import paired_means, paired_on_correct
+from pellucid.training import train
+from pellucid.transforms.texture import fast_style
+from pellucid.types import Transform
+
+PAPER_SIDE = 224
+MODELS = ("standard", "underfit", "pgd-linf", "pgd-l2")
+TRAINED = MODELS[2:]  # adversarially
+SPLITS = {"cifar10": "test", "tiny-imagenet-20": "valid"}
+MARGIN = 0.1  # within which two are alike
+MAPS = 256  # images
+NONE = 0.01  # of robustness
+
+# Zhang & Zhu 2019, in percent: Table 1 (accuracy, robustness), Tables 5 and 6 (saturation), 8 (shuffling), 2 (style).
+SATURATIONS = ("0.25", "0.5", "1", "4", "8", "16", "64", "1024")
+PAPER: Mapping[str, Mapping[str, Mapping[str, tuple[float, ...]]]] = {
+    "cifar10": {
+        "clean": {"standard": (94.52, 0), "underfit": (86.79, 0), "pgd-linf": (86.27, 44.81), "pgd-l2": (85.79, 34.61)},
+        "saturation": {
+            "standard": (27.36, 55.95, 91.03, 93.12, 69.98, 48.30, 34.39, 31.06),
+            "underfit": (21.43, 50.28, 87.71, 89.89, 66.09, 43.35, 29.10, 26.13),
+            "pgd-linf": (26.05, 46.96, 80.97, 89.16, 75.46, 69.08, 58.98, 64.64),
+            "pgd-l2": (25.99, 46.92, 81.72, 88.44, 73.92, 66.03, 60.98, 59.41),
+        },
+    },
+    "tiny-imagenet-20": {  # theirs: all 200 classes, at 224 px
+        "clean": {
+            "standard": (72.02, 0.01),
+            "underfit": (60.05, 0.01),
+            "pgd-linf": (54.42, 14.25),
+            "pgd-l2": (53.44, 14.80),
+        },
+        "saturation": {
+            "standard": (7.24, 25.88, 72.52, 72.73, 25.38, 8.24, 2.62, 1.93),
+            "underfit": (7.34, 25.44, 69.80, 60.67, 18.01, 6.72, 3.16, 2.65),
+            "pgd-linf": (11.07, 29.08, 67.11, 74.53, 49.8, 40.16, 35.44, 33.96),
+            "pgd-l2": (11.30, 29.48, 66.94, 75.22, 52.26, 42.11, 37.20, 35.85),
+        },
+        "patch shuffling": {
+            "standard": (66.73, 24.87, 4.48),
+            "underfit": (59.22, 23.62, 4.38),
+            "pgd-linf": (41.08, 16.05, 6.83),
+            "pgd-l2": (42.23, 16.95, 7.66),
+        },
+        "style": {"standard": (7.25,), "underfit": (7.16,), "pgd-linf": (18.81,), "pgd-l2": (19.33,)},
+    },
+}
+PAPER_LEVELS = {"saturation": SATURATIONS, "patch shuffling": ("2", "4", "8"), "style": ("stylised",)}
+
+Measured = Mapping[str, Mapping[tuple[str, str], Rows]]  # {model: {(family, level): rows}}
+Maps = Mapping[str, Mapping[str, np.ndarray]]  # {model: {figure: per image}}
+
+
+def main() -> None:
+    """Train what is not trained, measure what is not measured, print tables and verdicts."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", choices=list(SPLITS), required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--steps", type=int, default=3500)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--precision", default="bf16")
+    parser.add_argument("--style", type=Path, help="weights for fast_style; without, nothing is stylised")
+    parser.add_argument("--images", type=int, help="test images; by default all")
+    parser.add_argument("--only", choices=MODELS, help="train this one, and measure nothing")
+    given = parser.parse_args()
+    out = given.out / given.data
+    for name in [given.only] if given.only else ("standard", "pgd-linf", "pgd-l2", "underfit"):
+        trained(name, given, out)
+    if given.only:
+        return
+    test = data.load(given.data, SPLITS[given.data])
+    style = None if given.style is None else partial(fast_style, weights=str(given.style))
+    rows, maps = measured(test, style, given, out)
+    text = report(given.data, rows, maps)
+    (out / "tables.md").write_text(text)
+    write_json(out / "figures.json", figures(rows, maps))
+    print(text)
+
+
+def recipe(name: str, given: argparse.Namespace, out: Path) -> Recipe:
+    """Of one network. Underfit's needs the Linf one to be finished."""
+    side = data.load(given.data, SPLITS[given.data], limit=1).shape[-1]
+    common = Recipe(
+        objective="standard",
+        architecture="resnet18",
+        data=given.data,
+        steps=given.steps,
+        batch_size=128,
+        optimiser="sgd",
+        lr=0.05,
+        weight_decay=5e-4,
+        decay="linear",
+        ramp=0.25,
+        augment=("crop", "flip"),
+        precision=given.precision,
+        validate="pgd(ball=Linf(8/255), steps=10)",
+        validate_every=given.steps,
+        seed=given.seed,
+    )
+    if name == "underfit":
+        log = json.loads((out / "pgd-linf" / "metrics.json").read_text())
+        reached = [entry["validation_accuracy"] for entry in log if "validation_accuracy" in entry][-1]
+        return replace(common, validate="", stop_at=reached, validate_every=25, decay="constant", lr=0.02)
+    balls = {"pgd-linf": "Linf(8/255)", "pgd-l2": f"L2({12 * side / PAPER_SIDE:.3f})"}
+    if name in balls:
+        attack = f"pgd(ball={balls[name]}, steps=7, keep_best=False)"
+        return replace(common, objective=f"adversarial(attack={attack}, alternate=True)")
+    return common
+
+
+def trained(name: str, given: argparse.Namespace, out: Path) -> None:
+    """Train a network, or go on with it; what is finished is left."""
+    mine, where, started = recipe(name, given, out), out / name, time.monotonic()
+    if run_folder.finished(where, mine):
+        return
+    images = data.load(given.data, "train")
+
+    def say(step: int, entry: Mapping[str, float]) -> None:
+        if step % 100 == 0:
+            spent = time.monotonic() - started
+            print(f"{name} {step}/{mine.steps} {spent:.0f} s, loss {entry.get('loss', 0):.3f}", file=sys.stderr)
+
+    train(mine, images, where, resume=(where / run_folder.RECIPE).exists(), device=given.device, report=say)
+
+
+def measured(
+    test: data.ImageSet, style: Transform | None, given: argparse.Namespace, out: Path
+) -> tuple[Measured, Maps]:
+    """Every network on every changed test set and under PGD; and figures of its SmoothGrad maps, per image."""
+    indices = torch.arange(min(given.images or len(test), len(test)))
+    plan = {
+        (family, level): Measurement(transform=transform)
+        for family, (_, made) in levels(test.shape, style).items()
+        for level, transform in made.items()
+    }
+    attack = partial(pgd, ball=Linf(8 / 255), steps=40, step_size=2 / 255, random_start=False, stop_when_fooled=True)
+    plan = {("clean", ""): Measurement(), ("PGD", "8/255"): Measurement(attack=attack)} | plan
+    x, y = test.batch(indices[:MAPS])
+    places = edges(x)
+    rows: dict[str, dict[tuple[str, str], Rows]] = {}
+    maps: dict[str, dict[str, np.ndarray]] = {}
+    for name in MODELS:
+        model: nn.Module = load_model(out / name)[0].to(given.device)
+        rows[name] = {}
+        for (family, level), measurement in plan.items():
+            rows[name][family, level] = evaluate(
+                model, test, indices, measurement, seed=given.seed, cells=out / "cells"
+            )
+            print(f"{name} {family} {level}", file=sys.stderr)
+        drawn = smooth_maps(model, x, y, seed=given.seed)
+        own, other = share_within(drawn, places), share_within(drawn, places.roll(1, 0))
+        maps[name] = {"gini": gini(drawn.flatten(1)).numpy(), "edges_more": (own - other).numpy()}
+    return rows, maps
+
+
+def figures(rows: Measured, maps: Maps) -> dict[str, Any]:
+    """Everything measured, with intervals."""
+    shares = {
+        name: {
+            f"{family} {level}".strip(): rate(found["correct"]) | on_correct(each["clean", ""], found)
+            for (family, level), found in each.items()
+        }
+        for name, each in rows.items()
+    }
+    per_image = {name: {figure: found.tolist() for figure, found in each.items()} for name, each in maps.items()}
+    return {"rows": shares, "maps": per_image}
+
+
+def report(name: str, rows: Measured, maps: Maps) -> str:
+    """Tables beside the paper's figures, and the verdicts, in Markdown."""
+    paper, clean = PAPER[name], ("clean", "")
+    n = len(rows["standard"][clean]["correct"])
+    lines = [
+        f"### {name}, {n} test images",
+        "",
+        "| | clean | PGD-40, 8/255 | paper: clean | PGD |",
+        "|---|---|---|---|---|",
+    ]
+    for model in MODELS:
+        ours = [_rate(rows[model][place]["correct"]) for place in (clean, ("PGD", "8/255"))]
+        theirs = [f"{value / 100:.3f}" for value in paper["clean"][model]]
+        lines.append(f"| {model} | {' | '.join(ours + theirs)} |")
+    lines += ["", "Accuracy on correct, and in brackets the paper's:", ""]
+    lines += [f"| | {' | '.join(MODELS)} |", "|---|" + "---|" * len(MODELS)]
+    for family, level in list(rows["standard"])[2:]:
+        cells = []
+        for model in MODELS:
+            found = on_correct(rows[model][clean], rows[model][family, level])
+            printed = PAPER_LEVELS.get(family, ())
+            theirs = paper.get(family, {}).get(model)
+            beside = f" ({theirs[printed.index(level)] / 100:.3f})" if theirs and level in printed else ""
+            cells.append(f"{found['accuracy_on_correct']:.3f}{beside}")
+        lines.append(f"| {family} {level} | {' | '.join(cells)} |")
+    lines += [
+        "",
+        f"SmoothGrad maps of {MAPS} images:",
+        "",
+        f"| | {' | '.join(MODELS)} |",
+        "|---|" + "---|" * len(MODELS),
+    ]
+    for figure, words in (("gini", "Gini index"), ("edges_more", "more on own edges than on another's")):
+        lines.append(f"| {words} | {' | '.join(f'{np.nanmean(maps[model][figure]):.3f}' for model in MODELS)} |")
+    return "\n".join([*lines, "", table(judged(rows, maps)), ""])
+
+
+def _rate(hits: np.ndarray) -> str:
+    found = rate(hits)
+    return f"{found['value']:.3f} [{found['low']:.3f}, {found['high']:.3f}]"
+
+
+def judged(rows: Measured, maps: Maps) -> list[Any]:
+    """The paper's claims, each by paired differences: of accuracy on correct, or of a figure of maps."""
+
+    def apart(one: str, two: str, family: str, level: str) -> tuple[str, dict[str, float]]:
+        a, b = rows[one], rows[two]
+        found = paired_on_correct(a["clean", ""], a[family, level], b["clean", ""], b[family, level])
+        return f"{one} - {two} at {level}", found
+
+    def above(pairs: list[tuple[str, str]], family: str, at: list[str]) -> list[Finding]:
+        return [difference(*apart(one, two, family, level)) for one, two in pairs for level in at]
+
+    def same(family: str, at: list[str]) -> list[Finding]:
+        return [alike(*apart(one, "standard", family, level), MARGIN) for one in TRAINED for level in at]
+
+    over_standard = [(one, "standard") for one in TRAINED]
+    over_underfit = [(one, "underfit") for one in TRAINED]
+    under_standard = [("standard", one) for one in TRAINED]
+    found = {family: [level for each, level in rows["standard"] if each == family] for family, _ in rows["standard"]}
+    low, high = found["low frequencies"], found["high frequencies"]
+    strong = ["16", "64", "1024"]
+    halves = [level for level in found.get("patch shuffling", []) if level in ("2", "4")]
+    eighths = [level for level in found.get("patch shuffling", []) if level == "8"]
+    claims = [
+        ("without adversarial training nothing stands (under 1 %)", "Table 1", _none(rows)),
+        ("saturated images: PGD-trained above standard", "Tables 4-6", above(over_standard, "saturation", strong)),
+        ("... and above underfit", "Tables 4-6", above(over_underfit, "saturation", strong)),
+        ("below p = 2 all lose alike (within 0.1)", "sec. 4.2.2", same("saturation", ["0.25", "0.5"])),
+        (
+            "shuffled patches: PGD-trained below standard",
+            "Tables 7, 8",
+            above(under_standard, "patch shuffling", halves),
+        ),
+        ("at 8 x 8 patches all are alike (within 0.1)", "sec. 4.2.3", same("patch shuffling", eighths)),
+        ("stylised: PGD-trained above standard", "Table 2", above(over_standard, "style", found.get("style", []))),
+        ("low frequencies: PGD-trained above standard", "Table 3", above(over_standard, "low frequencies", low[1:3])),
+        (
+            "high frequencies: PGD-trained below standard",
+            "Table 3",
+            above(under_standard, "high frequencies", high[1:3]),
+        ),
+        ("a tenth of the frequencies dropped: all alike (within 0.1)", "Table 3", same("random frequencies", ["0.1"])),
+        *(
+            (words, "figs. 2, 9", [difference(f"{one} - standard", _of_maps(maps, one, figure)) for one in TRAINED])
+            for figure, words in (
+                ("gini", "maps of PGD-trained networks are sparser (Gini)"),
+                ("edges_more", "and lie more on the image's own edges"),
+            )
+        ),
+    ]
+    return [verdict(claim, f"Zhang & Zhu 2019, {where}", each) for claim, where, each in claims if each]
+
+
+def _of_maps(maps: Maps, one: str, figure: str) -> dict[str, float]:
+    return paired_means(maps[one][figure], maps["standard"][figure])
+
+
+def _none(rows: Measured) -> list[Finding]:
+    return [fewer(name, rows[name]["PGD", "8/255"]["correct"], NONE) for name in MODELS[:2]]
+
+
+if __name__ == "__main__":
+    settle()
+    main()
