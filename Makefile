@@ -26,13 +26,16 @@ check: $(VENV)/.installed-dev
 zoo: $(VENV)/.installed
 	OMP_NUM_THREADS=1 $(BIN)/pellucid zoo --folder zoo --build --fresh
 
-# What `make zoo` made, into the package: cards, and weights of less than a MiB.
+# What `make zoo` made, into the package: every card, and the weights of WEIGHTS.
+WEIGHTS ?= standard distilled fgsm double-backprop adversarial trades int int2 int2-adv persistent
 zoo-package:
 	rm -rf src/pellucid/pretrained_models && mkdir -p src/pellucid/pretrained_models
 	cd zoo && for card in $$(find . -name card.json); do cd "$${card%/*}" && \
-	    find . -maxdepth 1 \( -name card.json -o -name recipe.json -o -name seconds.json \
-	    -o -name model.safetensors -size -1024k \) -exec install -D -m 644 {} \
-	    "$(CURDIR)/src/pellucid/pretrained_models/$${card%/*}/{}" \; && cd "$(CURDIR)/zoo"; done
+	    install -D -m 644 -t "$(CURDIR)/src/pellucid/pretrained_models/$${card%/*}" card.json recipe.json seconds.json && \
+	    cd "$(CURDIR)/zoo"; done
+	cd zoo/mnist/small && for name in $(WEIGHTS); do test ! -f $$name/model.safetensors || install -m 644 \
+	    $$name/model.safetensors "$(CURDIR)/src/pellucid/pretrained_models/mnist/small/$$name"; done
+	test ! -f zoo/transfer.json || install -m 644 zoo/transfer.json src/pellucid/pretrained_models
 
 bench: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/attacks.py

@@ -1,6 +1,7 @@
 """The zoo: built once, gone on with, described by cards; every recipe can be trained."""
 
 import json
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
@@ -18,6 +19,9 @@ from pellucid.recipe import Recipe
 from pellucid.results import wilson
 from pellucid.run_folder import locked
 from pellucid.training import train
+from pellucid.transfer import Transfer
+
+Seeded = Callable[[int], torch.Generator]
 
 QUICK = Recipe(data="digits", objective="int2(ball=Linf(0.1), steps=2)", steps=30, batch_size=16)
 EFFORT = pretrained.Effort(images=10, ensemble="")
@@ -226,3 +230,18 @@ def test_what_another_process_works_at_comes_last(tmp_path: Path, monkeypatch: p
     assert list(made) == ["digits/small/int2", "digits/small/int2@1"]
     order = list(dict.fromkeys(what.partition(":")[0] for what in said if "another" not in what))
     assert order == ["digits/small/int2@1", "digits/small/int2"]
+
+
+def test_what_was_shown_around_is_kept_for_those_very_networks(tmp_path: Path, seeded: Seeded) -> None:
+    """All bits come back, whatever their number; another network's card is another key."""
+    shapes = (3, 13), (3, 2, 3, 13)
+    clean, correct = (torch.rand(shape, generator=seeded(len(shape))).numpy() < 0.5 for shape in shapes)
+    found = Transfer(("a", "b", "c"), (0.3, 0.5), clean, correct)
+    cards = {name: {"key": name * 4} for name in "abc"}
+    pretrained.keep_shown(found, cards, list("abc"), tmp_path)
+    again = pretrained.shown_around(cards, list("abc"), tmp_path)
+    assert again is not None
+    assert (again.names, again.eps) == (found.names, found.eps)
+    assert (again.clean == clean).all()
+    assert (again.correct == correct).all()
+    assert pretrained.shown_around(cards | {"b": {"key": "other"}}, list("abc"), tmp_path) is None

@@ -7,7 +7,7 @@ finished measurements are kept.
 import json
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib import resources
 from pathlib import Path
@@ -28,6 +28,7 @@ from pellucid.outcome import outcome
 from pellucid.recipe import Recipe
 from pellucid.results import commit, fingerprint, model_digest, write_json
 from pellucid.training import train
+from pellucid.transfer import Transfer
 from pellucid.weights import write_atomically
 
 EPS = (0.1, 0.2, 0.3, 0.35, 0.4)
@@ -36,6 +37,7 @@ PGD = "pgd(ball=Linf({eps}), steps=200, step_size=0.01, stop_when_fooled=True)"
 ENSEMBLE = "ensemble(ball=Linf({eps}))"
 SHORT = "ensemble(ball=Linf({eps}), steps=30, targets=2, queries=500)"  # for networks on which ENSEMBLE takes an hour
 KEPT = ("model.safetensors", "card.json", "seconds.json", "recipe.json")  # of a network; the recipe comes last
+SHOWN = "transfer.json"  # of a zoo: one network's images shown to the others
 LAYOUT = 1  # of a card: a higher number has cards made anew
 WAIT = 5.0  # seconds between two looks at what other processes work at
 AAI = "aai(ball=Linf({eps}), reading='as_coded')"
@@ -318,8 +320,35 @@ def packed(standing: np.ndarray) -> str:
 
 def unpacked(card: Mapping[str, Any], kind: str, eps: float) -> Bool[np.ndarray, " n"]:
     """Which of the card's images stand under an attack."""
-    bits = np.frombuffer(bytes.fromhex(card[kind][str(eps)]["standing"]), np.uint8)
-    return np.unpackbits(bits, count=card["n"]).astype(bool)
+    return _bits(card[kind][str(eps)]["standing"], card["n"])
+
+
+def _bits(text: str, n: int) -> Bool[np.ndarray, " n"]:
+    return np.unpackbits(np.frombuffer(bytes.fromhex(text), np.uint8), count=n).astype(bool)
+
+
+def keep_shown(found: Transfer, cards: Mapping[str, Any], names: Sequence[str], folder: Path) -> None:
+    """Keep in the zoo which network was right on which images of which other, for those who have cards alone."""
+    kept = {"key": _of_cards(cards, names), "names": found.names, "eps": found.eps, "n": found.clean.shape[1]}
+    kept |= {"clean": [packed(row) for row in found.clean]}
+    kept |= {"correct": [packed(row) for row in found.correct.reshape(-1, found.correct.shape[-1])]}
+    write_json(folder / SHOWN, kept)
+
+
+def shown_around(cards: Mapping[str, Any], names: Sequence[str], folder: Path | None) -> Transfer | None:
+    """What `keep_shown` kept of these very networks, in the folder or in the package."""
+    for place in _places(folder):
+        kept = json.loads((place / SHOWN).read_text()) if (place / SHOWN).is_file() else {}
+        if kept.get("key") == _of_cards(cards, names):
+            bits = {key: np.stack([_bits(row, kept["n"]) for row in kept[key]]) for key in ("clean", "correct")}
+            many = len(kept["names"])
+            correct = bits["correct"].reshape(many, len(kept["eps"]), many, kept["n"])
+            return Transfer(tuple(kept["names"]), tuple(kept["eps"]), bits["clean"], correct)
+    return None
+
+
+def _of_cards(cards: Mapping[str, Any], names: Sequence[str]) -> list[str]:
+    return [cards[name]["key"] for name in names]
 
 
 def _has_maps(model: nn.Module, test: ImageSet) -> bool:

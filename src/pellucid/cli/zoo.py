@@ -76,15 +76,19 @@ def zoo(
 
 
 def _verdicts(cards: "Mapping[str, Any]", folder: Path | None, images: int) -> "list[judged.Verdict]":
-    """Of all claims; FGSM's images are made and shown around, where all networks of that claim are there."""
+    """Of all claims; FGSM's images are made and shown around, where that was not done and the networks are there."""
     from pellucid import claims, data, pretrained
     from pellucid.attacks.gradient import fgsm
     from pellucid.transfer import transfer
 
-    asked = [f"{claims.ROSS}/{name}" for name in claims.TRANSFERRED]
+    asked = {name: f"{claims.ROSS}/{name}" for name in claims.TRANSFERRED}
     found = None
-    if all(name in cards and pretrained.loadable(name, folder) for name in asked):
+    if all(full in cards for full in asked.values()):
+        found = pretrained.shown_around(cards, list(asked.values()), folder)
+    if found is None and all(full in cards and pretrained.loadable(full, folder) for full in asked.values()):
         test = data.load("mnist", "test")
-        models = {name.rpartition("/")[2]: pretrained.zoo(name, folder) for name in asked}
+        models = {name: pretrained.zoo(full, folder) for name, full in asked.items()}
         found = transfer(models, test, range(min(images, len(test))), fgsm, claims.TRANSFER_EPS)
+        if folder is not None:
+            pretrained.keep_shown(found, cards, list(asked.values()), folder)
     return claims.judge(cards, found)
