@@ -14,7 +14,7 @@ from scipy.stats import binomtest, ttest_rel
 from torch import Tensor, nn
 
 from pellucid.architectures.small import small
-from pellucid.attacks.gradient import fgsm
+from pellucid.attacks.gradient import fgsm, pgd
 from pellucid.attacks.interpretation import aai
 from pellucid.balls import Linf
 from pellucid.data.imageset import ImageSet, resident
@@ -255,3 +255,13 @@ def test_a_difference_of_means_is_the_paired_t_of_many() -> None:
     assert found["p"] == pytest.approx(ttest_rel(one, two).pvalue, rel=0.05)
     one_more = paired_means(np.append(one, math.nan), np.append(two, 5.0))
     assert one_more == found
+
+
+def test_pictures_are_of_the_whole_attack(images: ImageSet) -> None:
+    """An audit's attack leaves an image as it falls; its gallery shows what the attack makes of it in the end."""
+    short, whole = (
+        shown(images, replace(PROTOCOL, attack=partial(pgd, steps=5, stop_when_fooled=stops)))[1]
+        for stops in (True, False)
+    )
+    assert (short["0/m/attacked"] == whole["0/m/attacked"]).all()
+    assert (short["0/m/attacked"] != short["0/image"]).any()

@@ -25,6 +25,7 @@ from pellucid.weights import write_atomically
 
 Tick = Callable[[int], None]
 
+ATTACKED = 50  # passes: about what the attacks of an audit take of an image
 NOTES = (
     "Robust accuracy counts every image: one that was wrong before the attack is lost.",
     "An image that fell at a smaller radius counts as fallen at every larger one: its adversarial image is there too.",
@@ -42,10 +43,10 @@ class Audit:
 
 
 def total_work(subjects: list[Subject], n: int, protocol: Protocol, shape: tuple[int, int, int]) -> int:
-    """How many image-measurements an audit makes: the length of its progress bar."""
+    """The length of an audit's progress bar, in passes per image, as if every attack took `ATTACKED` of them."""
     checks = CHECKS_ALONE + len(subjects) - 1
     attacked = sum(n * len(measurements(protocol, maps=s.has_cam)) + min(n, 200) * checks for s in subjects)
-    return attacked + (0 if protocol.looks is None else len(subjects) * work(shape, n, protocol.looks))
+    return ATTACKED * attacked + (0 if protocol.looks is None else len(subjects) * work(shape, n, protocol.looks))
 
 
 def run_audit(
@@ -65,6 +66,7 @@ def run_audit(
     Finished chunks are kept in `out/cells`: the same audit, started again, goes on where it was interrupted and ends
     with the same figures. `audit.json` and `rows.parquet` hold nothing that varies from run to run; `run.json` does.
     """
+    attacked = None if tick is None else lambda n: tick(ATTACKED * n)
     started, now = time.monotonic(), datetime.now(UTC).isoformat(timespec="seconds")
     cells = out / "cells"
     if protocol.looks is not None:
@@ -72,7 +74,7 @@ def run_audit(
     subjects = [prepared(s, protocol, images) for s in subjects]
     rows = {
         s.name: measure(
-            s, images, indices, protocol, others=[o.model for o in subjects if o is not s], cells=cells, tick=tick
+            s, images, indices, protocol, others=[o.model for o in subjects if o is not s], cells=cells, tick=attacked
         )
         for s in subjects
     }
@@ -90,7 +92,7 @@ def run_audit(
             eps,
             protocol.seed,
             cells=cells,
-            tick=tick,
+            tick=attacked,
         )
         models.append(figures(subject, rows[subject.name], protocol, checks))
     entries, pictures = gallery(subjects, images, indices, choose(rows, protocol.gallery_images), protocol)

@@ -23,13 +23,14 @@ from pellucid.data import ImageSet
 from pellucid.evaluation import Measurement, chunk_size, evaluate
 from pellucid.metrics import margin
 from pellucid.network import device_of, frozen
+from pellucid.protocol import PHOTOGRAPH
 from pellucid.results import Rows, holm, wilson
 from pellucid.search import select
 from pellucid.types import Attack, Generator, Images, Labels
 
 SIGNIFICANCE = 0.05
 DRAWS = 20  # random perturbations per image
-QUERIES = 500  # per image, of the attack without gradients
+QUERIES, OF_PHOTOGRAPHS = 500, 250  # per image, of the attack without gradients
 CHECKS_ALONE = 6  # measurements that the checks of one model add, beside one per other model
 IMAGES = 200  # at most so many images are checked
 UNDERFLOW_SHARE = 0.05  # a larger share of exactly zero gradients fails
@@ -73,11 +74,13 @@ def masking_checks(
     def under(attack: Attack) -> np.ndarray:
         return run(Measurement(attack))["correct"] & clean
 
-    few, many = (under(partial(pgd, ball=ball, steps=n)) for n in (10, 100))
+    search = partial(pgd, stop_when_fooled=True)
+    few, many = (under(partial(search, ball=ball, steps=n)) for n in (10, 100))
     single, noisy = under(partial(fgsm, ball=ball)), under(partial(random_noise, ball=ball))
-    blind = under(partial(square, ball=ball, queries=QUERIES))
+    queries = QUERIES if min(images.shape[1:]) < PHOTOGRAPH else OF_PHOTOGRAPHS
+    blind = under(partial(square, ball=ball, queries=queries))
     # All pixels free: an Linf ball of radius 1 holds every image.
-    unbounded = run(Measurement(partial(pgd, ball=Linf(1.0), steps=100)))["correct"]
+    unbounded = run(Measurement(partial(search, ball=Linf(1.0), steps=100)))["correct"]
     duels = [
         _Duel("more steps never help the defender", many, few, "100 steps", "10 steps", eps, _WHY_STEPS),
         _Duel("one step does not beat many", strong, single, "the attack", "one step", eps, _WHY_SINGLE),

@@ -1,6 +1,7 @@
 """The pictures of an audit: images, what the attacks make of them, and the maps before and after."""
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from pellucid.metrics import kendall_tau
 from pellucid.network import device_of, frozen
 from pellucid.protocol import Protocol, Subject, at_radius
 from pellucid.results import Rows
-from pellucid.types import Images, Labels
+from pellucid.types import Attack, Images, Labels
 
 
 def choose(rows: Mapping[str, Mapping[tuple[str, float], Rows]], count: int) -> list[int]:
@@ -68,7 +69,7 @@ def _of_model(
 
     with frozen(model), torch.no_grad():
         generator = torch.Generator(device).manual_seed(protocol.seed)
-        attacked = attack_images(at_radius(protocol.attack, eps), model, x, y, generator=generator)
+        attacked = attack_images(at_radius(_to_the_end(protocol.attack), eps), model, x, y, generator=generator)
         shown = {"attacked": attacked, "gradient": gradient(model, x, y[:, None])[:, 0].sum(1)}
         found = [
             {"clean": clean, "attacked": fooled, "interpretation_attacked": None}
@@ -86,3 +87,11 @@ def _of_model(
             flat = {f"map_{n}": m[:, 0].flatten(1, -3).sum(1) if m.dim() > 4 else m[:, 0] for n, m in maps.items()}
             shown |= {"aai": torn} | flat
     return found, {name: tensor.cpu().numpy() for name, tensor in shown.items()}
+
+
+def _to_the_end(attack: Attack) -> Attack:
+    """Pictures are of the most that an attack makes of an image, not of the first that fools."""
+    if not registry.option(attack, "stop_when_fooled"):
+        return attack
+    whole: Attack = partial(attack, **{"stop_when_fooled": False})
+    return whole

@@ -74,9 +74,9 @@ def levels(shape: tuple[int, int, int], style: Transform | None = None) -> Level
 
 
 def work(shape: tuple[int, int, int], n: int, looks: Looks) -> int:
-    """How many images are measured for one model."""
+    """How many passes are made for one model."""
     kinds = 1 + len(changes(shape, looks.style))
-    return n * (1 + sum(len(made) for _, made in levels(shape, looks.style).values())) + kinds * min(
+    return n * (1 + sum(len(made) for _, made in levels(shape, looks.style).values())) + SAMPLES * kinds * min(
         n, looks.map_images
     )
 
@@ -237,7 +237,7 @@ def _of_maps(
             found.append({"name": name, "images": kind} | map_figures(maps, at, before, seed))
             pictures |= {f"looks/{kind}/{i}/{name}": maps[i].numpy() for i in range(min(looks.shown, len(x)))}
             if tick is not None:
-                tick(len(x))
+                tick(SAMPLES * len(x))
     return found, pictures
 
 
