@@ -117,6 +117,15 @@ def quick() -> Callable[[str, str], Callable[..., Any]]:
 
 
 @pytest.fixture
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
+    """No cached sets, and no data sets unless the test asks for the real ones."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    if "real_data" not in request.fixturenames:
+        monkeypatch.delenv("PELLUCID_DATA", raising=False)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+
+@pytest.fixture
 def real_data() -> Path:
     """The folder of real data sets; the test is skipped where there is none."""
     where = os.environ.get("PELLUCID_DATA")

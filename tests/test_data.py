@@ -37,16 +37,9 @@ from pellucid.data.names import KNOWN
 from pellucid.data.sources import locate
 from pellucid.errors import PellucidError
 
+pytestmark = pytest.mark.usefixtures("own_cache")
+
 NAMES = ["ant", "bee", "cat"]
-
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
-    """Every test starts without cached sets, and without data sets unless it asks for the real ones."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    if "real_data" not in request.fixturenames:
-        monkeypatch.delenv("PELLUCID_DATA", raising=False)
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
 
 
 def png(pixels: np.ndarray) -> bytes:

@@ -21,16 +21,9 @@ from pellucid.data.groups import regrouped
 from pellucid.errors import PellucidError
 from pellucid.normalisation import GlobalContrast, LocalContrast
 
+pytestmark = pytest.mark.usefixtures("own_cache")
+
 READINGS: tuple[Literal["as_written", "as_coded"], ...] = ("as_written", "as_coded")
-
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
-    """Every test starts without cached sets, and without data sets unless it asks for the real ones."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    if "real_data" not in request.fixturenames:
-        monkeypatch.delenv("PELLUCID_DATA", raising=False)
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
 
 
 @pytest.fixture

@@ -28,7 +28,7 @@ from pellucid.errors import PellucidError
 from pellucid.mapping import true_class_maps
 from pellucid.metrics import correct, discrepancy, input_gradient_norm, kendall_tau, margin, sizes, top_k_overlap
 from pellucid.network import device_of, frozen, full_precision
-from pellucid.own_functions import place_of, source_digest
+from pellucid.own_functions import source_digest
 from pellucid.results import Rows, concatenate, fingerprint, model_digest, read_rows, write_rows
 from pellucid.seeds import derive_seed
 from pellucid.types import Attack, Generator, Images, Interpreter, Labels, Notes, Transform
@@ -124,12 +124,8 @@ def transformed(transform: Transform, x: Images, rows: Tensor | Sequence[int], s
     """
     random = "generator" in inspect.signature(transform).parameters
     name = registry.describe(transform)
-    try:
+    with registry.telling(transform):
         found = transform(x, **({"generator": PerImage(seed, torch.as_tensor(rows).tolist())} if random else {}))
-    except Exception as error:
-        if isinstance(error, PellucidError) or not any(registry.own(transform)):
-            raise
-        raise PellucidError(f"{name} raised {type(error).__name__}: {error}{place_of(error)}") from None
     if not isinstance(found, Tensor):
         raise PellucidError(f"{name} returned a {type(found).__name__}, and must return images")
     if found.shape != x.shape or found.dtype != x.dtype:
@@ -214,13 +210,8 @@ def attack_images(
 ) -> Images:
     """What an attack returns, checked against box and ball. Judged here, not by the attack."""
     run = attack if notes is None else _noting(attack, notes)
-    try:
+    with registry.telling(attack, hint="; it is called with (model, x, y, generator=...)"):
         found = run(model, x, y, generator=generator)
-    except Exception as error:
-        if isinstance(error, PellucidError) or not any(registry.own(attack)):
-            raise
-        what = f"{registry.describe(attack)} raised {type(error).__name__}: {error}"
-        raise PellucidError(f"{what}{place_of(error)}; it is called with (model, x, y, generator=...)") from None
     _check_attacked(found, x, attack)
     return found
 

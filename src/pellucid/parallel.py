@@ -13,7 +13,7 @@ from importlib import import_module
 
 import torch
 import torch.distributed as dist
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from pellucid.errors import PellucidError
@@ -46,12 +46,9 @@ class Team:
         if self.size == 1:
             return tuple(wishes)
         wished = torch.tensor(wishes, dtype=torch.float32, device=tensors[0].device)
-        flat = torch.cat([*(tensor.detach().flatten().float() for tensor in tensors), wished])
+        flat = _joined([*tensors, wished])
         dist.all_reduce(flat)
-        flat /= self.size
-        *means, wished = flat.split([*(tensor.numel() for tensor in tensors), len(wished)])
-        for tensor, part in zip(tensors, means, strict=True):
-            tensor.detach().copy_(part.view_as(tensor))
+        _spread(flat / self.size, [*tensors, wished])
         return tuple(bool(wish) for wish in wished.tolist())
 
     def gather(self, mine: Tensor, device: torch.device) -> list[Tensor]:
@@ -78,15 +75,24 @@ class Team:
         buffers = [buffer for module in norms for buffer in module.buffers(recurse=False)]
         floats = [buffer for buffer in buffers if buffer.is_floating_point()]
         if floats:
-            flat = torch.cat([buffer.flatten().float() for buffer in floats])
+            flat = _joined(floats)
             dist.broadcast(flat, 0)
-            for buffer, part in zip(floats, flat.split([buffer.numel() for buffer in floats]), strict=True):
-                buffer.copy_(part.view_as(buffer))
+            _spread(flat, floats)
 
     def wait(self) -> None:
         """Until all are here."""
         if self.size > 1:
             dist.barrier()
+
+
+def _joined(tensors: Sequence[Tensor]) -> Float[Tensor, " all"]:
+    return torch.cat([tensor.detach().flatten().float() for tensor in tensors])
+
+
+def _spread(flat: Float[Tensor, " all"], tensors: Sequence[Tensor]) -> None:
+    """In place, what `_joined` made of tensors of these shapes."""
+    for tensor, part in zip(tensors, flat.split([each.numel() for each in tensors]), strict=True):
+        tensor.detach().copy_(part.view_as(tensor))
 
 
 def leads() -> bool:

@@ -17,6 +17,7 @@ import re
 import types
 import typing
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache, partial
 from types import FunctionType, MappingProxyType, ModuleType
 from typing import Any, Literal
@@ -27,7 +28,7 @@ from torch import Tensor, nn
 
 from pellucid import balls, schedules
 from pellucid.errors import PellucidError
-from pellucid.own_functions import own_function
+from pellucid.own_functions import own_function, place_of
 from pellucid.results import model_digest
 
 DEEPEST = 50
@@ -115,6 +116,18 @@ def own(*bound: Callable[..., Any] | None) -> Iterator[Callable[..., Any]]:
 
 
 _places: WeakKeyDictionary[Callable[..., Any], str] = WeakKeyDictionary()  # where a function of one's own was found
+
+
+@contextmanager
+def telling(function: Callable[..., Any], name: str = "", hint: str = "") -> Iterator[None]:
+    """What a user's own function raises in this block becomes a `PellucidError` with its name, file and line."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, PellucidError) or not any(own(function)):
+            raise
+        what = f"{name or describe(function)} raised {type(error).__name__}: {error}"
+        raise PellucidError(f"{what}{place_of(error)}{hint}") from None
 
 
 def value(spec: str) -> Any:

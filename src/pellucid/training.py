@@ -24,7 +24,6 @@ from pellucid.interrupts import deferred_interrupts
 from pellucid.memory import Memory
 from pellucid.models import build, load_model, save_model
 from pellucid.objectives.standard import distilled
-from pellucid.own_functions import place_of
 from pellucid.parallel import Team, place, team
 from pellucid.recipe import Recipe, identity
 from pellucid.results import model_digest
@@ -118,14 +117,9 @@ def _try(objective: Objective, state: State, images: ImageSet, recipe: Recipe) -
         remembering["memory"] = Memory(2, images.shape, generator, Team())
         remembering["memory"].visit(torch.arange(2))
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        try:
-            given = objective(
-                copy.deepcopy(state.network), x, y, step=recipe.steps - 1, generator=generator, **remembering
-            )
-        except Exception as error:
-            if isinstance(error, PellucidError) or not any(registry.own(objective)):
-                raise
-            raise PellucidError(f"{recipe.objective} raised {type(error).__name__}: {error}{place_of(error)}") from None
+        network = copy.deepcopy(state.network)
+        with registry.telling(objective, name=recipe.objective):
+            given = objective(network, x, y, step=recipe.steps - 1, generator=generator, **remembering)
     match given:
         case (Tensor() as loss, Mapping() as terms) if loss.ndim == 0 and loss.requires_grad:
             if all(
