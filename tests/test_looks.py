@@ -205,11 +205,15 @@ def test_maps_are_drawn_of_the_images_that_are_measured(digits: ImageSet) -> Non
     """The shuffled images whose maps are shown are those of the curves: the same seed, the same rows."""
     rows = torch.tensor([33, 7, 12])
     model = {"a": small(generator=torch.Generator().manual_seed(0)).eval()}
-    _, pictures = look(model, digits, rows, Looks(map_images=3, shown=3), seed=4)
+    found, pictures = look(model, digits, rows, Looks(map_images=3, shown=3), seed=4)
     expected = patch_shuffle(digits.batch(rows)[0], k=4, generator=PerImage(4, rows.tolist()))
     for i in range(3):
         np.testing.assert_array_equal(pictures[f"looks/shuffled/{i}"], expected[i].numpy())
         np.testing.assert_array_equal(pictures[f"looks/clean/{i}"], digits.batch(rows)[0][i].numpy())
+    answers = model["a"](expected).argmax(1).tolist()
+    for i, entry in enumerate(found["shown"]):
+        assert entry["label"] == digits.class_names[int(digits.labels[rows[i]])]
+        assert entry["answers"]["shuffled"]["a"] == digits.class_names[answers[i]]
 
 
 def test_the_rows_decide_what_is_random_whatever_the_chunk() -> None:

@@ -114,8 +114,8 @@ def look(
         for family, (unit, made) in plan.items()
         for level, transform in made.items()
     ]
-    maps, pictures = _of_maps(models, images, indices[: looks.map_images], looks, seed, tick)
-    found: dict[str, Any] = {"curves": curves, "pairs": _pairs(list(models), rows), "maps": maps}
+    maps, pictures, shown = _of_maps(models, images, indices[: looks.map_images], looks, seed, tick)
+    found: dict[str, Any] = {"curves": curves, "pairs": _pairs(list(models), rows), "maps": maps, "shown": shown}
     found |= {"noise_gini": noise_gini(images.shape[0]), "protocol": _described(looks, images.shape)}
     if stimuli is not None:
         found["shape_bias"] = [{"name": name} | shape_bias(model, stimuli) for name, model in models.items()]
@@ -217,9 +217,10 @@ def changes(shape: tuple[int, int, int], style: Transform | None) -> dict[str, T
 
 def _of_maps(
     models: Mapping[str, nn.Module], images: ImageSet, indices: Tensor, looks: Looks, seed: int, tick: Tick | None
-) -> tuple[list[dict[str, Any]], dict[str, np.ndarray]]:
+) -> tuple[list[dict[str, Any]], dict[str, np.ndarray], list[dict[str, Any]]]:
     """Of each model and kind of image the Gini index of its SmoothGrad maps, the share of them on edges, that on the
-    edges of *another* image (chance, for such maps), and tau to the clean image's map; and the maps of a few."""
+    edges of *another* image (chance, for such maps), and tau to the clean image's map; the maps of a few; and what
+    these are and are taken for."""
     x, y = images.batch(indices)
     shown = {"clean": x} | {
         name: transformed(change, x, indices, seed) for name, change in changes(images.shape, looks.style).items()
@@ -227,7 +228,8 @@ def _of_maps(
     pictures = {
         f"looks/{kind}/{i}": at[i].numpy() for kind, at in shown.items() for i in range(min(looks.shown, len(x)))
     }
-    found = []
+    found, names = [], images.class_names
+    few: list[dict[str, Any]] = [{"label": names[label], "answers": {}} for label in y[: looks.shown].tolist()]
     for name, model in models.items():
         clean: Tensor | None = None
         for kind, at in shown.items():
@@ -235,10 +237,14 @@ def _of_maps(
             clean = maps if clean is None else clean
             before = None if kind in ("clean", "shuffled") else clean  # what was shuffled lies elsewhere
             found.append({"name": name, "images": kind} | map_figures(maps, at, before, seed))
-            pictures |= {f"looks/{kind}/{i}/{name}": maps[i].numpy() for i in range(min(looks.shown, len(x)))}
+            pictures |= {f"looks/{kind}/{i}/{name}": maps[i].numpy() for i in range(len(few))}
+            with frozen(model), full_precision(), torch.no_grad():
+                answers = model(at[: len(few)].to(device_of(model))).argmax(1).tolist()
+            for entry, answer in zip(few, answers, strict=True):
+                entry["answers"].setdefault(kind, {})[name] = names[answer]
             if tick is not None:
                 tick(SAMPLES * len(x))
-    return found, pictures
+    return found, pictures, few
 
 
 def smooth_maps(model: nn.Module, x: Images, y: Labels, *, seed: int) -> Float[Tensor, "b h w"]:

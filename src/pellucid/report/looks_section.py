@@ -18,6 +18,13 @@ ABOUT = {
     "random frequencies": "Some frequencies of each channel are gone, whichever.",
     "style": "Another picture's texture on the same shapes.",
 }
+LEVELS = {
+    "saturation": "p = {}",
+    "patch shuffling": "{0} × {0} patches",
+    "low frequencies": "up to {} cycles per image",
+    "high frequencies": "beyond {} cycles per image",
+    "random frequencies": "{} of them dropped",
+}
 
 
 def looks(audit: Audit, arrays: Arrays) -> dict[str, Any] | None:
@@ -33,7 +40,7 @@ def looks(audit: Audit, arrays: Arrays) -> dict[str, Any] | None:
         "maps": _maps(found["maps"], tones),
         "noise_gini": words.decimal(found["noise_gini"]),
         "protocol": found["protocol"],
-        "gallery": _gallery(found["maps"], arrays, tones),
+        "gallery": _gallery(found["maps"], found.get("shown") or [], arrays, tones),
         "shapes": _shapes(found.get("shape_bias") or [], tones),
     }
 
@@ -48,12 +55,11 @@ def _family(family: str, curves: Sequence[Mapping[str, Any]], tones: Mapping[str
             mine = next(each for each in entry["models"] if each["name"] == name)
             value, (low, high) = words.number(mine["accuracy_on_correct"]), mine["interval_on_correct"]
             if value is not None:
-                note = f"{name}, {family} {entry['level']}: {words.percent(value)} of {mine['n_correct']}"
+                note = f"{name}, {_level(entry)}: {words.percent(value)} of {mine['n_correct']}"
                 points.append(figures.Point(float(place), value, low, high, note))
         lines.append(figures.Line(name, tone, points))
     rows = [
-        (f"{family} {entry['level']}", [_cell(next(e for e in entry["models"] if e["name"] == n)) for n in tones])
-        for entry in entries
+        (_level(entry), [_cell(next(e for e in entry["models"] if e["name"] == n)) for n in tones]) for entry in entries
     ]
     figure = ""
     if len(entries) > 1 and any(line.points for line in lines):
@@ -66,6 +72,10 @@ def _family(family: str, curves: Sequence[Mapping[str, Any]], tones: Mapping[str
             x_ticks=[(float(place), entry["level"]) for place, entry in enumerate(entries)],
         )
     return {"name": family, "about": ABOUT.get(family, ""), "figure": figure, "rows": rows}
+
+
+def _level(entry: Mapping[str, Any]) -> str:
+    return LEVELS.get(entry["transform"], "{}").format(entry["level"])
 
 
 def _cell(entry: Mapping[str, Any]) -> dict[str, str]:
@@ -85,7 +95,7 @@ def _pairs(pairs: Sequence[Mapping[str, Any]], tones: Mapping[str, int]) -> list
             "a": pair["a"],
             "b": pair["b"],
             "tones": (tones[pair["a"]], tones[pair["b"]]),
-            "what": f"{pair['transform']} {pair['level']}",
+            "what": f"{pair['transform']}, {_level(pair)}",
             "difference": words.points(pair["difference"]),
             "interval": f"[{words.points(pair['low'])}, {words.points(pair['high'])}]",
             "p": words.p_value(pair["p_holm"]),
@@ -126,21 +136,28 @@ def _interval(found: Mapping[str, Any]) -> str:
 
 
 def _gallery(
-    maps: Sequence[Mapping[str, Any]], arrays: Arrays, tones: Mapping[str, int]
-) -> list[list[list[dict[str, Any]]]]:
-    """Per image and kind: the image, and every model's map of it on its own scale."""
+    maps: Sequence[Mapping[str, Any]],
+    shown: Sequence[Mapping[str, Any]],
+    arrays: Arrays,
+    tones: Mapping[str, int],
+) -> list[dict[str, Any]]:
+    """Per image its class, and per kind: the image, and every model's map of it on its own scale, with its answer."""
     kinds = list(dict.fromkeys(entry["images"] for entry in maps))
     rows, number = [], 0
     while kinds and f"looks/{kinds[0]}/{number}" in arrays:
+        entry = shown[number] if number < len(shown) else {"label": "", "answers": {}}
         strips = []
         for kind in kinds:
             image = arrays[f"looks/{kind}/{number}"]
             tiles = [_tile(kind, images.photograph(image), image)]
             for name in tones:
                 field = arrays[f"looks/{kind}/{number}/{name}"]
-                tiles.append(_tile(name, images.photograph(_brightness(field)[None]), field))
+                answer = entry["answers"].get(kind, {}).get(name, "")
+                mark = "" if not answer else "✓ " if answer == entry["label"] else "✗ "
+                tile = _tile(name, images.photograph(_brightness(field)[None]), field)
+                tiles.append(tile | {"text": mark + words.shorten(answer, 22)})
             strips.append(tiles)
-        rows.append(strips)
+        rows.append({"label": entry["label"], "strips": strips})
         number += 1
     return rows
 
