@@ -690,3 +690,19 @@ def test_a_split_that_was_asked_for_is_never_another(
     said = capsys.readouterr()
     assert json.loads(said.out)["split"] == "test"
     assert "one split" not in said.err
+
+
+def test_contrast_normalised_images_look_alike_at_any_brightness(seeded: Callable[[int], torch.Generator]) -> None:
+    """The Ross CNN with its SVHN layers answers `a x + b` as it answers x; without them it does not."""
+    x = torch.empty(3, 1, 32, 32, dtype=torch.float64).uniform_(generator=seeded(0))
+    for contrast in (True, False):
+        network, full = build(f"ross(contrast={contrast})", channels=1, size=32, classes=10, generator=seeded(1))
+        model = network.double().eval()
+        alike = torch.allclose(model(x), model(0.5 * x + 0.2), rtol=0, atol=1e-9)
+        assert alike is contrast
+        assert f"contrast={contrast}" in full or not contrast
+        with frozen(model):
+            at = x.clone().requires_grad_()
+            (gradient,) = torch.autograd.grad(model(at).square().sum(), at)
+        assert bool(gradient.isfinite().all())
+        assert float((gradient * (x - 0.4)).sum().abs()) < 1e-6 or not contrast  # no way to go by contrast alone

@@ -566,7 +566,11 @@ def test_check_counts_textures(root: Path) -> None:
     assert facts["textures"] == {shape: textures.count(shape) for shape in SHAPES}
     assert facts["conflicting"] == 28
     made[0][0].rename(made[0][0].with_name("first.png"))
-    facts = json.loads(CliRunner().invoke(app, ["check", "cue-conflict", "--json"]).output)
+    error = CliRunner().invoke(app, ["check", "cue-conflict", "--json"]).exception
+    assert isinstance(error, PellucidError)
+    assert "first.png: its name must be" in str(error)
+    (root / "cue-conflict").rename(root / "sixteen")  # a set of these classes that need not be the stimuli
+    facts = json.loads(CliRunner().invoke(app, ["check", str(root / "sixteen"), "--json"]).output)
     assert "first.png: its name must be" in facts["textures"]
     photo(root / "two" / "test" / "cat" / "a.png", 0)
     assert "textures" not in json.loads(CliRunner().invoke(app, ["check", str(root / "two"), "--json"]).output)

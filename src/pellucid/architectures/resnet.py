@@ -102,7 +102,7 @@ def resnet18(
     From 128 px on with ImageNet's stem, conv 7x7 /2 and max-pool; below with conv 3x3, from 64 px on with a max-pool
     and below without one, as usual on CIFAR-10. He-normal weights.
     Weights under torchvision's names load as they are. `mean` and `std` are by default ImageNet's with ImageNet's stem,
-    as torchvision's weights want it, and below 128 px none.
+    as torchvision's weights want it, and below 128 px none; `mean=(0, 0, 0), std=(1, 1, 1)` is none at any size.
     Source: He et al. 2016, sec. 4; for 32 px the wide variant of common CIFAR-10 code, not their sec. 4.2.
     """
     photograph = size >= 128

@@ -6,6 +6,7 @@ from pellucid.errors import PellucidError
 from pellucid.initialise import fan_in
 from pellucid.layers import Conv2d
 from pellucid.network import Network
+from pellucid.normalisation import GlobalContrast, LocalContrast
 from pellucid.types import Generator
 
 
@@ -43,14 +44,19 @@ def pool(*, channels: int = 1, size: int = 28, classes: int = 10, generator: Gen
     return fan_in(Network(trunk, nn.Linear(64, classes, bias=False)), generator)
 
 
-def ross(*, channels: int = 1, size: int = 28, classes: int = 10, generator: Generator = None) -> Network:
+def ross(
+    *, channels: int = 1, size: int = 28, classes: int = 10, contrast: bool = False, generator: Generator = None
+) -> Network:
     """The Ross & Doshi-Velez 2018 CNN: two times conv 5x5, BatchNorm, ReLU, max-pool; FC 1024; dropout 0.5; linear.
 
     The fully connected layer is written as the convolution over the whole map that it is, so the pooled map has
     one position: class activation maps of this network carry no location, gradient maps do.
     BatchNorm without scale, momentum 0.1, eps 1e-3; Xavier-uniform weights, as in the authors' TF-slim defaults.
+    With `contrast` global and then local contrast normalisation come first, as for their SVHN (`svhn@ross`); there the
+    global one was part of the data, and radii were in each image's standard deviations: here they are in pixels.
     """
     _divisible(size, 4)
+    first = nn.Sequential(GlobalContrast(), LocalContrast()) if contrast else None
     trunk = nn.Sequential(
         *_slim_block(channels, 32, 5, padding=2),
         nn.MaxPool2d(2),
@@ -59,7 +65,7 @@ def ross(*, channels: int = 1, size: int = 28, classes: int = 10, generator: Gen
         *_slim_block(64, 1024, size // 4, padding=0),
         nn.Dropout(0.5),
     )
-    network = Network(trunk, nn.Linear(1024, classes))
+    network = Network(trunk, nn.Linear(1024, classes), normalise=first)
     for module in network.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
             nn.init.xavier_uniform_(module.weight, generator=generator)

@@ -122,6 +122,8 @@ def _textures(images: "ImageSet", name: str, split: str) -> dict[str, Any]:
     try:
         texture = textures(images, name, split)
     except PellucidError as error:
+        if name == "cue-conflict":
+            raise
         return {"textures": f"none: {error}"}
     counts = torch.bincount(texture, minlength=len(images.class_names)).tolist()
     return {
