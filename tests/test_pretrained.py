@@ -13,6 +13,7 @@ import torch
 
 import pellucid as pe
 from pellucid import pretrained, registry, zoo_table
+from pellucid.cli import run
 from pellucid.data import load
 from pellucid.errors import PellucidError
 from pellucid.recipe import Recipe
@@ -245,3 +246,9 @@ def test_what_was_shown_around_is_kept_for_those_very_networks(tmp_path: Path, s
     assert (again.clean == clean).all()
     assert (again.correct == correct).all()
     assert pretrained.shown_around(cards | {"b": {"key": "other"}}, list("abc"), tmp_path) is None
+
+
+def test_a_zoo_that_is_not_there_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A mistyped folder is no empty zoo."""
+    assert run(["zoo", "--folder", str(tmp_path / "zo")]) == 2
+    assert f"no folder {tmp_path / 'zo'}" in " ".join(capsys.readouterr().err.split())

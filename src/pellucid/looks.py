@@ -21,6 +21,7 @@ from pellucid import registry
 from pellucid.data import ImageSet
 from pellucid.data.cues import CueConflict, cue_conflict
 from pellucid.data.groups import SIXTEEN
+from pellucid.data.names import how_to_get
 from pellucid.data.sources import data_folder
 from pellucid.errors import PellucidError
 from pellucid.evaluation import Measurement, chunk_size, evaluate, transformed
@@ -119,6 +120,8 @@ def look(
     found |= {"noise_gini": noise_gini(images.shape[0]), "protocol": _described(looks, images.shape)}
     if stimuli is not None:
         found["shape_bias"] = [{"name": name} | shape_bias(model, stimuli) for name, model in models.items()]
+    elif why := no_stimuli(images):
+        found["no_shape_bias"] = why
     return found, pictures
 
 
@@ -193,16 +196,29 @@ def _of_sixteen(logits: Tensor, names: Sequence[str]) -> Tensor:
 
 
 def fitting_stimuli(images: ImageSet) -> CueConflict | None:
-    """The cue-conflict stimuli, where they are on this machine and of the images' shape, and these ImageNet's classes.
-
-    That is said by their names: a thousand WordNet ids in ascending order, as `n01440764 tench`.
-    """
-    root, ids = data_folder(), [name.split()[0] if name.split() else "" for name in images.class_names]
-    imagenet = len(ids) == IMAGENET and all(WORDNET.fullmatch(each) for each in ids) and ids == sorted(set(ids))
-    if not imagenet or root is None or not (root / STIMULI).is_dir():
+    """The cue-conflict stimuli, where they are here and of the images' shape, and the classes are ImageNet's."""
+    root = data_folder()
+    if not _imagenet(images) or root is None or not (root / STIMULI).is_dir():
         return None
     stimuli = cue_conflict(STIMULI)
     return stimuli if stimuli.images.shape == images.shape else None
+
+
+def no_stimuli(images: ImageSet) -> str:
+    """Why a model of ImageNet's classes was not asked for its shape bias; of other classes nothing."""
+    if not _imagenet(images) or fitting_stimuli(images) is not None:
+        return ""
+    root = data_folder()
+    if root is None or not (root / STIMULI).is_dir():
+        return f"the stimuli are not here: {how_to_get(STIMULI, f'$PELLUCID_DATA/{STIMULI}')}"
+    theirs, ours = (" x ".join(map(str, each.shape)) for each in (cue_conflict(STIMULI).images, images))
+    return f"the stimuli are {theirs}, and these images {ours}"
+
+
+def _imagenet(images: ImageSet) -> bool:
+    """Said by the names of the classes: a thousand WordNet ids in ascending order, as `n01440764 tench`."""
+    ids = [name.split()[0] if name.split() else "" for name in images.class_names]
+    return len(ids) == IMAGENET and all(WORDNET.fullmatch(each) for each in ids) and ids == sorted(set(ids))
 
 
 def changes(shape: tuple[int, int, int], style: Transform | None) -> dict[str, Transform]:

@@ -46,15 +46,8 @@ def zoo(
     """
     from pellucid import claims as judged
     from pellucid import pretrained, zoo_table
-    from pellucid.errors import PellucidError
 
-    known = pretrained.recipes()
-    asked = list(only or [""])
-    wanted = [name for name in known if any(name == e or (e not in known and name.startswith(e)) for e in asked)]
-    if not wanted:
-        raise PellucidError(f"--only {' '.join(only or [])} fits no recipe: there are {', '.join(known)}")
-    if build and folder is None:
-        raise PellucidError("--build needs --folder, where to put the networks: --folder zoo")
+    wanted = _wanted(only, folder, build=build)
     if build and folder is not None:
         with progress("the zoo", 1, quiet=json_) as advance:
 
@@ -73,6 +66,23 @@ def zoo(
         out.print(zoo_table.table(cards), markup=False, highlight=False, soft_wrap=True)
     if verdicts and not json_:
         out.print("\n" + judged.table(verdicts), markup=False, highlight=False, soft_wrap=True)
+
+
+def _wanted(only: list[str] | None, folder: Path | None, *, build: bool) -> list[str]:
+    """The recipes that are asked for; raises where there are none, or no folder to look or build in."""
+    from pellucid import pretrained
+    from pellucid.errors import PellucidError
+
+    known = pretrained.recipes()
+    asked = list(only or [""])
+    wanted = [name for name in known if any(name == e or (e not in known and name.startswith(e)) for e in asked)]
+    if not wanted:
+        raise PellucidError(f"--only {' '.join(only or [])} fits no recipe: there are {', '.join(known)}")
+    if build and folder is None:
+        raise PellucidError("--build needs --folder, where to put the networks: --folder zoo")
+    if folder is not None and not build and not folder.is_dir():
+        raise PellucidError(f"no folder {folder}: --build makes one; without --folder you see what the package brings")
+    return wanted
 
 
 def _verdicts(cards: "Mapping[str, Any]", folder: Path | None, images: int) -> "list[judged.Verdict]":

@@ -42,6 +42,7 @@ def looks(audit: Audit, arrays: Arrays) -> dict[str, Any] | None:
         "protocol": found["protocol"],
         "gallery": _gallery(found["maps"], found.get("shown") or [], arrays, tones),
         "shapes": _shapes(found.get("shape_bias") or [], tones),
+        "no_shapes": found.get("no_shape_bias", ""),
     }
 
 
