@@ -399,7 +399,7 @@ def test_own_files_bring_their_normalisation(tmp_path: Path) -> None:
         assert torch.equal(found(x), saved(x))
     incomplete = {name: t for name, t in other.state_dict().items() if not name.startswith("normalise")}
     save_file(incomplete, tmp_path / "bare.safetensors")
-    with pytest.raises(PellucidError, match=r"another network \(2 differ: normalise.mean: None for \(3, 1, 1\)"):
+    with pytest.raises(PellucidError, match=r"another network \(2 differ: normalise.mean: not there for \(3, 1, 1\)"):
         load_model("resnet20", weights=tmp_path / "bare.safetensors")
 
 
@@ -414,7 +414,7 @@ def test_weights_of_another_network_are_refused_by_name(tmp_path: Path, generato
     ):
         load_model("squeezenet1_1(classes=4)", weights=file)
     with pytest.raises(
-        PellucidError, match=r"another network .*trunk\.conv1\.weight: None for \(64, 3, 7, 7\)[^:]*"
+        PellucidError, match=r"another network .*trunk\.conv1\.weight: not there for \(64, 3, 7, 7\)[^:]*"
     ) as said:
         load_model("resnet18(classes=6)", weights=file)
     assert "build it with" not in str(said.value)

@@ -9,6 +9,7 @@ import torch
 
 from pellucid import registry
 from pellucid.architectures.small import small
+from pellucid.cli import run
 from pellucid.data import load
 from pellucid.errors import PellucidError
 from pellucid.evaluation import Measurement, evaluate
@@ -179,3 +180,36 @@ def test_a_validation_of_ones_own_is_part_of_the_run(tmp_path: Path) -> None:
         finished(tmp_path / "run", recipe)
     with pytest.raises(PellucidError, match="own objective or validation was changed"):
         train(recipe, digits, tmp_path / "run", resume=True)
+
+
+def test_a_class_is_no_objective_but_its_objects_are(tmp_path: Path) -> None:
+    """A class that is called makes an object and trains nothing: it is refused by name, an object of it is taken."""
+    file = tmp_path / "kinds.py"
+    file.write_text(
+        "class Loss:\n"
+        "    def __call__(self, model, x, y, *, step, generator=None):\n"
+        "        return model(x).square().mean(), {}\n\n"
+        "loss = Loss()\n"
+    )
+    with pytest.raises(PellucidError, match=r"kinds\.py:Loss is a class: name a function, or an object"):
+        registry.parse(f"{file}:Loss", "objectives")
+    assert callable(registry.parse(f"{file}:loss", "objectives"))
+
+
+def test_a_run_that_is_not_finished_is_told_from_none(tmp_path: Path) -> None:
+    (tmp_path / "begun").mkdir()
+    (tmp_path / "begun/recipe.json").write_text("{}")
+    with pytest.raises(PellucidError, match=r"begun is not finished: .* --resume"):
+        load_model(tmp_path / "begun")
+    with pytest.raises(PellucidError, match="no model at"):
+        load_model(tmp_path / "other")
+
+
+def test_a_finished_run_is_not_said_to_be_trained_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["train", "--data", "digits", "--steps", "3", "--out", str(tmp_path / "run")]
+    assert run(command) == 0
+    assert "trained in" in capsys.readouterr().err
+    assert run([*command, "--resume"]) == 0
+    said = capsys.readouterr().err
+    assert "trained in" not in said
+    assert "finished before" in said

@@ -14,6 +14,7 @@ from pellucid import registry
 from pellucid.errors import PellucidError
 from pellucid.network import Network
 from pellucid.own_code import from_code
+from pellucid.run_folder import RECIPE
 from pellucid.types import Images
 from pellucid.weights import load_into, read_safetensors, write_atomically
 
@@ -61,6 +62,8 @@ def load_model(
                 f"{where!s} is an architecture without weights: give --weights FILE.safetensors, or a trained model"
             )
         return _from_spec(str(where), weights), {"architecture": str(where)}
+    if (Path(where) / RECIPE).is_file():
+        raise PellucidError(f"the training run in {where} is not finished: give its pellucid train again with --resume")
     raise PellucidError(
         f"no model at {str(where)!r}: give a .safetensors file, a folder holding model.safetensors (a finished "
         f"training run), an architecture ({', '.join(registry.public('architectures'))}) with --weights, or your own "

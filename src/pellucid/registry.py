@@ -101,6 +101,8 @@ def parse(spec: str, family: str) -> Callable[..., Any]:
 
 def _own(where: str) -> Callable[..., Any]:
     function = own_function(where)
+    if isinstance(function, type):
+        raise PellucidError(f"{where} is a class: name a function, or an object of the class that can be called")
     if any(own(function)):
         _places[function] = where
     return function

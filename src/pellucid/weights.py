@@ -110,7 +110,8 @@ Shapes = Mapping[str, tuple[int, ...]]
 def _differences(module: nn.Module, path: Path, expected: Shapes, found: Shapes, called: Mapping[str, str]) -> str:
     """Which entries of a file and of the module differ, by the file's names where it has them."""
     differ = [name for name in {**expected, **found} if found.get(name) != expected.get(name)]
-    shown = "; ".join(f"{called.get(name, name)}: {found.get(name)} for {expected.get(name)}" for name in differ[:4])
+    pairs = [(called.get(name, name), found.get(name, "not there"), expected.get(name, "none")) for name in differ[:4]]
+    shown = "; ".join(f"{name}: {theirs} for {ours}" for name, theirs, ours in pairs)
     remedy = ""
     if isinstance(module, Network) and (classes := _other_classes(differ, expected, found, module.head.out_features)):
         remedy = (

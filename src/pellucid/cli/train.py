@@ -133,6 +133,7 @@ def _all_runs(
     from pellucid.training import train as run
 
     images, started = load(recipe.data, recipe.split), time.monotonic()
+    before = resume and all((where / "model.safetensors").exists() for where in runs)
     for where, each in runs.items():
         if resume and leads() and device == "cpu" and (warning := other_threads(where)):
             err.print(f"warning: {warning}", markup=False, soft_wrap=True)
@@ -148,7 +149,8 @@ def _all_runs(
         named = {"model": models[0]} if len(models) == 1 else {"models": models}
         print_json(named | {"steps": recipe.steps, "seconds": round(seconds, 1), "ended": ends})
     elif leads() and not quiet:
-        err.print(f"{', '.join(models)} trained in {seconds:.0f} s.", markup=False, soft_wrap=True)
+        how = "finished before: nothing was left to do" if before else f"trained in {seconds:.0f} s"
+        err.print(f"{', '.join(models)} {how}.", markup=False, soft_wrap=True)
         for where, end in zip(runs, ends, strict=True):
             err.print(f"{f'{where.name}: ' if len(runs) > 1 else ''}{_in_words(end)}", markup=False, soft_wrap=True)
         named = " ".join(f"--model {where}" for where in runs)
