@@ -26,16 +26,15 @@ check: $(VENV)/.installed-dev
 zoo: $(VENV)/.installed
 	OMP_NUM_THREADS=1 $(BIN)/pellucid zoo --folder zoo --build --fresh
 
-# What `make zoo` made, into the package: every card, and the weights of WEIGHTS.
-WEIGHTS ?= standard distilled fgsm double-backprop adversarial trades int int2 int2-adv persistent
+# What `make zoo` made, into the package: every card, and the weights of first seeds where they are less than a MiB.
+# The wheel leaves out most of these (pyproject.toml): they save a checkout from training them again.
+PACKAGE := $(CURDIR)/src/pellucid/pretrained_models
 zoo-package:
-	rm -rf src/pellucid/pretrained_models && mkdir -p src/pellucid/pretrained_models
-	cd zoo && for card in $$(find . -name card.json); do cd "$${card%/*}" && \
-	    install -D -m 644 -t "$(CURDIR)/src/pellucid/pretrained_models/$${card%/*}" card.json recipe.json seconds.json && \
-	    cd "$(CURDIR)/zoo"; done
-	cd zoo/mnist/small && for name in $(WEIGHTS); do test ! -f $$name/model.safetensors || install -m 644 \
-	    $$name/model.safetensors "$(CURDIR)/src/pellucid/pretrained_models/mnist/small/$$name"; done
-	test ! -f zoo/transfer.json || install -m 644 zoo/transfer.json src/pellucid/pretrained_models
+	cd zoo && for card in $$(find . -name card.json); do to="$(PACKAGE)/$${card%/*}" && cd "$${card%/*}" && \
+	    install -D -m 644 -t "$$to" card.json && \
+	    case "$$to" in *@*) ;; *) install -m 644 recipe.json seconds.json "$$to" && find . -maxdepth 1 \
+	    -name model.safetensors -size -1024k -exec install -m 644 {} "$$to" \; ;; esac && cd "$(CURDIR)/zoo"; done
+	test ! -f zoo/transfer.json || install -m 644 zoo/transfer.json "$(PACKAGE)"
 
 bench: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/attacks.py

@@ -252,3 +252,37 @@ def test_a_zoo_that_is_not_there_is_told(tmp_path: Path, capsys: pytest.CaptureF
     """A mistyped folder is no empty zoo."""
     assert run(["zoo", "--folder", str(tmp_path / "zo")]) == 2
     assert f"no folder {tmp_path / 'zo'}" in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.usefixtures("one_recipe")
+def test_of_further_seeds_the_card_alone_is_taken_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is all that a table needs; a first seed without weights, another recipe or more images are made anew."""
+    package = tmp_path / "package"
+    made = pretrained.build(["digits/small/int2"], package, seeds=2, effort=EFFORT)
+    for name in ("int2", "int2@1"):
+        (package / "digits/small" / name / "model.safetensors").unlink()
+    monkeypatch.setattr(pretrained, "_places", lambda folder: [package] if folder is None else [folder])
+    said: list[str] = []
+
+    def say(what: str, done: int, whole: int) -> None:
+        del done, whole
+        said.append(what.partition(":")[0])
+
+    again = pretrained.build(["digits/small/int2"], tmp_path / "zoo", seeds=2, effort=EFFORT, say=say)
+    assert set(said) == {"digits/small/int2"}
+    assert json.loads(json.dumps(again["digits/small/int2@1"])) == json.loads(json.dumps(made["digits/small/int2@1"]))
+    assert "digits/small/int2@1" in pretrained.cards(tmp_path / "zoo")
+    said.clear()
+    pretrained.build(["digits/small/int2"], tmp_path / "zoo", seeds=2, effort=pretrained.Effort(5, ""), say=say)
+    assert "digits/small/int2@1" in said
+    said.clear()
+    monkeypatch.setattr(pretrained, "recipes", lambda: {"digits/small/int2": replace(QUICK, steps=2)})
+    pretrained.build(["digits/small/int2"], tmp_path / "other", seeds=2, effort=EFFORT, say=say)
+    assert "digits/small/int2@1" in said
+    said.clear()
+    (tmp_path / "kept/digits/small/int2@1").mkdir(parents=True)
+    (tmp_path / "kept/digits/small/int2@1/card.json").write_bytes(
+        (package / "digits/small/int2@1/card.json").read_bytes()
+    )
+    pretrained.build(["digits/small/int2"], tmp_path / "kept", seeds=2, effort=EFFORT, say=say)
+    assert "digits/small/int2@1" in said  # a card that was taken over before the recipe changed

@@ -209,8 +209,9 @@ def _made(
     say: Say | None,
 ) -> dict[str, Any]:
     card_path, clock_path = out / "card.json", out / "seconds.json"
-    if adopt:
-        _adopt(name, recipe, trained, out)
+    alone = _adopt(name, recipe, trained, out) if adopt else {}
+    if alone.get("n") == min(effort.images, len(test)):
+        return alone
     if not run_folder.finished(out, recipe):
         resume = (out / run_folder.RECIPE).is_file()
         before = _clock(clock_path)["seconds"] or 0.0
@@ -244,16 +245,30 @@ def _made(
     return card | {"key": key}
 
 
-def _adopt(name: str, recipe: Recipe, trained: ImageSet, out: Path) -> None:
-    """Take over what the package brings of this recipe, weights and card, so that it is not trained again."""
-    if (out / run_folder.RECIPE).is_file():
-        return
+def _adopt(name: str, recipe: Recipe, trained: ImageSet, out: Path) -> dict[str, Any]:
+    """Take over what the package brings of this recipe, weights and card, so that it is not trained again.
+
+    Of further seeds it brings the card alone, and that is all that a table or a claim needs of them: it is returned.
+    """
     for theirs in (place / name for place in _places(None)):
-        if not all((theirs / file).is_file() for file in KEPT) or run_folder.other_recipe(theirs, recipe) != []:
-            continue
-        if load_model(theirs)[1].get("data_digest") == trained.digest:
+        whole = all((theirs / file).is_file() for file in KEPT)
+        ours = (out / run_folder.RECIPE).is_file() or (whole and run_folder.other_recipe(theirs, recipe) != [])
+        if whole and not ours and load_model(theirs)[1].get("data_digest") == trained.digest:
             for file in KEPT:
                 write_atomically(out / file, (theirs / file).read_bytes())
+        if not whole and not ours and recipe.seed and _is_of(theirs / "card.json", recipe):
+            write_atomically(out / "card.json", (theirs / "card.json").read_bytes())
+    return _card_alone(out, recipe)
+
+
+def _is_of(card: Path, recipe: Recipe) -> bool:
+    return card.is_file() and json.loads(card.read_text())["recipe"] == json.loads(json.dumps(asdict(recipe)))
+
+
+def _card_alone(out: Path, recipe: Recipe) -> dict[str, Any]:
+    """The recipe's card, where no weights lie beside it; of a network that is here, or in training, nothing."""
+    trained = any((out / name).exists() for name in ("model.safetensors", run_folder.CHECKPOINT))
+    return {} if trained or not _is_of(out / "card.json", recipe) else json.loads((out / "card.json").read_text())
 
 
 def _clock(path: Path) -> dict[str, Any]:
