@@ -10,6 +10,8 @@ import torch
 
 from pellucid import claims, pretrained
 from pellucid.claims import Cards, Verdict, judge
+from pellucid.results import holm
+from pellucid.summary import paired_means, paired_on_correct
 from pellucid.transfer import Transfer
 
 N = 1000
@@ -144,6 +146,7 @@ def interval(low: float, high: float) -> dict[str, float]:
         (interval(-0.05, 0.15), "neither"),
         (interval(0.12, 0.2), "against"),
         (interval(-0.2, -0.12), "against"),
+        (interval(0.5, 0.5), "neither"),
         (interval(0.0, 0.0), "neither"),  # of images that do not differ at all one learns nothing of its width
         (interval(float("nan"), float("nan")), "neither"),
     ],
@@ -162,3 +165,36 @@ def test_alike_has_the_p_of_a_difference_at_the_margin() -> None:
 @pytest.mark.parametrize(("hits", "speaks"), [(0, "for"), (10, "neither"), (50, "against")])
 def test_fewer_is_a_wilson_interval_below_the_border(hits: int, speaks: str) -> None:
     assert claims.fewer("a", np.arange(1000) < hits, 0.01).speaks == speaks
+
+
+def test_a_difference_without_a_width_speaks_for_nothing() -> None:
+    """Of one image kept and one lost the delta method says [1, 1], and of undefined ratios nothing: neither is news."""
+    one, other = ({"correct": np.array(hits)} for hits in ([True, False, False], [False, True, False]))
+    right = {"correct": np.array([True, False, False])}
+    wrong = {"correct": np.array([False, True, False])}
+    for found in (
+        paired_on_correct(one, right, other, right),  # 1 - 0
+        paired_on_correct({"correct": np.zeros(3, bool)}, right, other, wrong),
+        paired_means(np.full(3, 0.1), np.zeros(3)),
+        paired_means(np.full(3, np.nan), np.zeros(3)),
+    ):
+        finding = claims.difference("a - b", found)
+        assert finding.speaks == "neither"
+        assert finding.p == 1
+
+
+def test_the_order_of_comparisons_decides_nothing() -> None:
+    """One that says nothing beside one that refutes: refuted, whichever comes first; of no comparison no verdict."""
+    nothing, against = (
+        claims.difference("a - b", found)
+        for found in (
+            paired_means(np.full(3, np.nan), np.zeros(3)),
+            {"difference": -1, "low": -1.1, "high": -0.9, "p": 0},
+        )
+    )
+    for order in ([nothing, against], [against, nothing]):
+        assert claims.verdict("x", "y", order).judgement == "does not hold"
+    with pytest.raises(ValueError, match="no comparison"):
+        claims.verdict("x", "y", [])
+    with pytest.raises(ValueError, match="NaN"):
+        holm([0.1, float("nan")])

@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -13,7 +14,7 @@ from torch import Tensor
 from pellucid import data, registry
 from pellucid.attacks.gradient import fgsm, pgd
 from pellucid.balls import Linf
-from pellucid.evaluation import Measurement, evaluate
+from pellucid.evaluation import Measurement, attack_images, evaluate
 from pellucid.interpreters.activations import cam
 from pellucid.models import load_model
 from pellucid.network import Network, full_precision
@@ -80,27 +81,27 @@ def test_attacks_without_chance(attack: partial, robust: Path, digits: data.Imag
 
 @pytest.mark.parametrize("name", sorted(registry.public("attacks")))
 def test_attacks(name: str, robust: Path, digits: data.ImageSet, quick: Quick) -> None:
-    """Every attack in short: fools about as many on both, stays in the box and on its device."""
+    """Every attack in short: fools about as many on both, and stays in its ball and on its device."""
     attack = quick("attacks", name)
     x, y = digits.batch(range(48))
     shares = []
     for model in both(robust):
         device = next(model.parameters()).device
-        found = attack(model, x.to(device), y.to(device), generator=torch.Generator(device).manual_seed(0))
+        generator = torch.Generator(device).manual_seed(0)
+        found = attack_images(attack, model, x.to(device), y.to(device), generator=generator)
         assert found.device.type == device.type
-        assert float(found.min()) >= 0
-        assert float(found.max()) <= 1
         shares.append(float((model(found).argmax(1) == y.to(device)).float().mean()))
     assert abs(shares[0] - shares[1]) <= 0.2
 
 
 def test_rows(robust: Path, digits: data.ImageSet) -> None:
-    """An evaluation's rows: the same predictions and confidences, and tau of maps."""
+    """An evaluation's rows: the same verdicts, gradient norms, and tau of maps."""
     measurement = Measurement(
         attack=partial(pgd, ball=Linf(0.1), steps=5, random_start=False), interpreter=cam, gradient_norm=True
     )
     one, two = (evaluate(model, digits, range(64), measurement) for model in both(robust))
     assert (one["correct"] == two["correct"]).mean() > 0.95
+    assert abs(np.nanmean(one["tau"]) - np.nanmean(two["tau"])) < 0.02
     assert torch.allclose(torch.tensor(one["gradient_norm"]), torch.tensor(two["gradient_norm"]), rtol=1e-3)
 
 
@@ -114,8 +115,8 @@ def test_training(objective: str, precision: str, tmp_path: Path, digits: data.I
     assert all(bool(value.isfinite().all()) for value in values)
 
 
-def test_a_step_of_training(tmp_path: Path, digits: data.ImageSet) -> None:
-    """Ten standard steps end within rounding of the CPU's, channels last or not."""
+def test_ten_steps_of_training(tmp_path: Path, digits: data.ImageSet) -> None:
+    """Ten standard steps end near the CPU's, as far as Adam, which divides by small gradients, lets rounding grow."""
     recipe = Recipe("standard", steps=10, batch_size=32, lr=1e-3)
     one = train(recipe, digits, tmp_path / "cpu").state_dict()
     two = train(recipe, digits, tmp_path / "gpu", device="cuda").state_dict()

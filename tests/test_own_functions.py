@@ -182,8 +182,8 @@ def test_a_validation_of_ones_own_is_part_of_the_run(tmp_path: Path) -> None:
         train(recipe, digits, tmp_path / "run", resume=True)
 
 
-def test_a_class_is_no_objective_but_its_objects_are(tmp_path: Path) -> None:
-    """A class that is called makes an object and trains nothing: it is refused by name, an object of it is taken."""
+def test_only_functions_are_taken(tmp_path: Path) -> None:
+    """A class that is called makes an object and trains nothing; an object's state would be in no hash."""
     file = tmp_path / "kinds.py"
     file.write_text(
         "class Loss:\n"
@@ -191,15 +191,19 @@ def test_a_class_is_no_objective_but_its_objects_are(tmp_path: Path) -> None:
         "        return model(x).square().mean(), {}\n\n"
         "loss = Loss()\n"
     )
-    with pytest.raises(PellucidError, match=r"kinds\.py:Loss is a class: name a function, or an object"):
+    with pytest.raises(PellucidError, match=r"kinds\.py:Loss is a class: name a function"):
         registry.parse(f"{file}:Loss", "objectives")
-    assert callable(registry.parse(f"{file}:loss", "objectives"))
+    with pytest.raises(PellucidError, match=r"kinds\.py:loss is an object, of Loss: name a function"):
+        registry.parse(f"{file}:loss", "objectives")
 
 
 def test_a_run_that_is_not_finished_is_told_from_none(tmp_path: Path) -> None:
     (tmp_path / "begun").mkdir()
     (tmp_path / "begun/recipe.json").write_text("{}")
     with pytest.raises(PellucidError, match=r"begun is not finished: .* --resume"):
+        load_model(tmp_path / "begun")
+    (tmp_path / "begun/card.json").write_text("{}")
+    with pytest.raises(PellucidError, match="the card alone is here"):
         load_model(tmp_path / "begun")
     with pytest.raises(PellucidError, match="no model at"):
         load_model(tmp_path / "other")

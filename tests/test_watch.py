@@ -266,14 +266,16 @@ def test_two_processes_killed_and_resumed_end_as_if_they_had_not_been(tmp_path: 
 LEAVES = """
 import atexit, os, sys
 from pathlib import Path
+import torch.distributed as dist
 
-def look():
-    names = [each.read_text() for each in Path("/proc/self/task").glob("*/comm")]
-    os._exit(any("gloo" in name for name in names))
+def gloo():
+    return any("gloo" in each.read_text() for each in Path("/proc/self/task").glob("*/comm"))
 
-atexit.register(look)  # first registered, last called
+joined = False
+atexit.register(lambda: os._exit(0 if joined and not gloo() else 1))  # first registered, last called
 from pellucid.cli import run
-sys.exit(run(sys.argv[1:]))
+code = run(sys.argv[1:])
+joined = code == 0 and dist.is_initialized() and gloo()
 """
 
 

@@ -30,7 +30,7 @@ from pellucid.types import Attack, Generator, Images, Labels
 
 SIGNIFICANCE = 0.05
 DRAWS = 20  # random perturbations per image
-QUERIES, OF_PHOTOGRAPHS = 500, 250  # per image, of the attack without gradients
+QUERIES, QUERIES_OF_PHOTOGRAPHS = 500, 250  # per image, of the attack without gradients: half where they take minutes
 CHECKS_ALONE = 6  # measurements that the checks of one model add, beside one per other model
 IMAGES = 200  # at most so many images are checked
 UNDERFLOW_SHARE = 0.05  # a larger share of exactly zero gradients fails
@@ -77,7 +77,7 @@ def masking_checks(
     search = partial(pgd, stop_when_fooled=True)
     few, many = (under(partial(search, ball=ball, steps=n)) for n in (10, 100))
     single, noisy = under(partial(fgsm, ball=ball)), under(partial(random_noise, ball=ball))
-    queries = QUERIES if min(images.shape[1:]) < PHOTOGRAPH else OF_PHOTOGRAPHS
+    queries = QUERIES if min(images.shape[1:]) < PHOTOGRAPH else QUERIES_OF_PHOTOGRAPHS
     blind = under(partial(square, ball=ball, queries=queries))
     # All pixels free: an Linf ball of radius 1 holds every image.
     unbounded = run(Measurement(partial(search, ball=Linf(1.0), steps=100)))["correct"]
@@ -85,7 +85,15 @@ def masking_checks(
         _Duel("more steps never help the defender", many, few, "100 steps", "10 steps", eps, _WHY_STEPS),
         _Duel("one step does not beat many", strong, single, "the attack", "one step", eps, _WHY_SINGLE),
         _Duel("random noise does not beat gradients", strong, noisy, "the attack", "noise", eps, _WHY_NOISE),
-        _Duel("an attack without gradients does not beat one", strong, blind, "the attack", "Square", eps, _WHY_BLIND),
+        _Duel(
+            "an attack without gradients does not beat one",
+            strong,
+            blind,
+            "the attack",
+            f"Square ({queries} queries)",
+            eps,
+            _WHY_BLIND,
+        ),
     ]
     largest = max(radius for kind, radius in rows if kind == "attack")
     if largest > eps:

@@ -1,10 +1,10 @@
-"""What the papers claim of training objectives, judged by the zoo's cards: holds, does not hold, or undecided.
+"""What papers claim, judged by comparisons: holds, does not hold, or undecided; and the claims that a zoo can judge.
 
-Comparisons are paired, image by image: of one seed the 95 % interval is Newcombe's (`paired`); of several it is t's,
-of each image's mean difference over the seeds that both have. A claim holds where every comparison that it makes, and
-every single seed, speaks for it; it does not hold where one speaks against it at 5 %, corrected for their number
-(Holm). The interval is that of the test images: with one seed it says nothing of how another training run would have
-ended.
+The zoo's comparisons are paired, image by image: of one seed the 95 % interval is Newcombe's (`paired`); of several it
+is t's, of each image's mean difference over the seeds that both have. A claim holds where every comparison that it
+makes, and every single seed, speaks for it; it does not hold where one speaks against it at 5 %, corrected for their
+number (Holm). The interval is that of the test images: with one seed it says nothing of how another training run would
+have ended.
 """
 
 import math
@@ -92,6 +92,8 @@ class Finding:
 
 def verdict(claim: str, source: str, findings: Sequence[Finding]) -> Verdict:
     """Holds where every comparison speaks for it, does not where one speaks against it for all their number."""
+    if not findings:
+        raise ValueError(f"no comparison for {claim!r}")
     corrected = holm([finding.p for finding in findings])
     refuted = any(f.speaks == "against" and p < LEVEL for f, p in zip(findings, corrected, strict=True))
     judgement: Judgement
@@ -157,8 +159,11 @@ def _seeds_apart(what: str, pairs: Sequence[tuple[Stands, Stands]]) -> Finding:
 def difference(what: str, found: Mapping[str, float], seeds: Sequence[float] = ()) -> Finding:
     """Speaks for a claim that a difference is positive where its interval, and that of every seed, is above zero.
 
-    `found` has `difference`, `low`, `high` and `p`, the p-value of none.
+    `found` has `difference`, `low`, `high` and `p`, the p-value of none. An interval without a width, of too few images
+    or of images that do not vary, speaks for nothing.
     """
+    if not found["low"] < found["high"]:  # NaN too
+        return Finding("neither", f"{_apart(what, found)}: these images cannot tell")
     above = found["low"] > 0 and min(seeds, default=1) > 0
     below = found["high"] < 0 and max(seeds, default=-1) < 0
     of_each = f" ({', '.join(f'{value:+.3f}' for value in seeds)})" if len(seeds) > 1 else ""
@@ -169,17 +174,19 @@ def alike(what: str, found: Mapping[str, float], margin: float) -> Finding:
     """Speaks for a claim that two are alike where the whole interval of their difference is within the margin.
 
     Against it where the interval is all beyond it; then p is that of a difference no larger than the margin, by the
-    normal distribution whose interval this is. An interval without a width, of too few images, speaks for nothing.
+    normal distribution whose interval this is. An interval without a width speaks for nothing.
     """
-    within = -margin < found["low"] < found["high"] < margin
+    if not found["low"] < found["high"]:  # NaN too
+        return Finding("neither", f"{_apart(what, found)}: these images cannot tell")
+    within = -margin < found["low"] and found["high"] < margin
     beyond = found["low"] > margin or found["high"] < -margin
     spread = (found["high"] - found["low"]) / (2 * float(normal.ppf(0.975)))
-    p = float(normal.sf((abs(found["difference"]) - margin) / spread)) if beyond and spread else float(not beyond)
+    p = float(normal.sf((abs(found["difference"]) - margin) / spread)) if beyond else 1.0
     return Finding(_speaks(within, beyond), _apart(what, found), p)
 
 
 def fewer(what: str, hits: Stands, border: float) -> Finding:
-    """Speaks for a claim that a share is below a border where its Wilson interval is."""
+    """Speaks for a claim that a share is below a border where its Wilson interval is; p is the exact two-sided one."""
     low, high = wilson(int(hits.sum()), len(hits))
     p = float(binomtest(int(hits.sum()), len(hits), border).pvalue)
     return Finding(_speaks(high < border, low > border), f"{what} {hits.mean():.3f} [{low:.3f}, {high:.3f}]", p)
@@ -195,7 +202,7 @@ def _over_seeds(pairs: Sequence[tuple[Stands, Stands]]) -> dict[str, float]:
     per_image = np.mean([one[:n].astype(float) - two[:n] for one, two in pairs], axis=0)
     mean, spread = float(per_image.mean()), float(per_image.std(ddof=1)) / math.sqrt(n)
     if spread == 0:
-        return {"difference": mean, "low": mean, "high": mean, "p": float(mean == 0)}
+        return {"difference": mean, "low": mean, "high": mean, "p": 1.0}
     reach = float(student.ppf(0.975, n - 1)) * spread
     p = 2 * float(student.sf(abs(mean) / spread, n - 1))
     return {"difference": mean, "low": mean - reach, "high": mean + reach, "p": p}

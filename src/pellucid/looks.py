@@ -118,10 +118,10 @@ def look(
     maps, pictures, shown = _of_maps(models, images, indices[: looks.map_images], looks, seed, tick)
     found: dict[str, Any] = {"curves": curves, "pairs": _pairs(list(models), rows), "maps": maps, "shown": shown}
     found |= {"noise_gini": noise_gini(images.shape[0]), "protocol": _described(looks, images.shape)}
-    if stimuli is not None:
+    if isinstance(stimuli, CueConflict):
         found["shape_bias"] = [{"name": name} | shape_bias(model, stimuli) for name, model in models.items()]
-    elif why := no_stimuli(images):
-        found["no_shape_bias"] = why
+    elif stimuli:
+        found["no_shape_bias"] = stimuli
     return found, pictures
 
 
@@ -195,23 +195,20 @@ def _of_sixteen(logits: Tensor, names: Sequence[str]) -> Tensor:
     return torch.stack([probabilities[:, list(SIXTEEN[name])].mean(1) for name in names], 1)
 
 
-def fitting_stimuli(images: ImageSet) -> CueConflict | None:
-    """The cue-conflict stimuli, where they are here and of the images' shape, and the classes are ImageNet's."""
+def fitting_stimuli(images: ImageSet) -> CueConflict | str:
+    """The cue-conflict stimuli, where they are here and of the images' shape, and the classes are ImageNet's.
+
+    Else why a model of these classes cannot be asked for its shape bias: "" where the classes are others.
+    """
     root = data_folder()
-    if not _imagenet(images) or root is None or not (root / STIMULI).is_dir():
-        return None
-    stimuli = cue_conflict(STIMULI)
-    return stimuli if stimuli.images.shape == images.shape else None
-
-
-def no_stimuli(images: ImageSet) -> str:
-    """Why a model of ImageNet's classes was not asked for its shape bias; of other classes nothing."""
-    if not _imagenet(images) or fitting_stimuli(images) is not None:
+    if not _imagenet(images):
         return ""
-    root = data_folder()
     if root is None or not (root / STIMULI).is_dir():
         return f"the stimuli are not here: {how_to_get(STIMULI, f'$PELLUCID_DATA/{STIMULI}')}"
-    theirs, ours = (" x ".join(map(str, each.shape)) for each in (cue_conflict(STIMULI).images, images))
+    stimuli = cue_conflict(STIMULI)
+    if stimuli.images.shape == images.shape:
+        return stimuli
+    theirs, ours = (" x ".join(map(str, each.shape)) for each in (stimuli.images, images))
     return f"the stimuli are {theirs}, and these images {ours}"
 
 

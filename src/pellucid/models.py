@@ -62,9 +62,16 @@ def load_model(
                 f"{where!s} is an architecture without weights: give --weights FILE.safetensors, or a trained model"
             )
         return _from_spec(str(where), weights), {"architecture": str(where)}
-    if (Path(where) / RECIPE).is_file():
-        raise PellucidError(f"the training run in {where} is not finished: give its pellucid train again with --resume")
-    raise PellucidError(
+    raise PellucidError(_none_at(Path(where)))
+
+
+def _none_at(where: Path) -> str:
+    """Why there is no model: a card alone, a run that is not finished, or nothing of the kind."""
+    if (where / "card.json").is_file():
+        return f"of {where} the card alone is here: pellucid zoo --folder zoo --build --only NAME trains it"
+    if (where / RECIPE).is_file():
+        return f"the training run in {where} is not finished: give its pellucid train again with --resume"
+    return (
         f"no model at {str(where)!r}: give a .safetensors file, a folder holding model.safetensors (a finished "
         f"training run), an architecture ({', '.join(registry.public('architectures'))}) with --weights, or your own "
         "code as file.py:function"

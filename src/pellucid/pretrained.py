@@ -7,7 +7,7 @@ finished measurements are kept.
 import json
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from importlib import resources
 from pathlib import Path
@@ -127,7 +127,7 @@ def zoo(name: str, folder: Path | str | None = None) -> nn.Module:
             return load_model(where)[0]
     if any(name in _names(place) for place in places):
         raise PellucidError(
-            f"of {name!r} there is the card alone, for its weights are large: "
+            f"of {name!r} the package brings the card alone: "
             f"`pellucid zoo --folder zoo --build --only {name}` trains it, for pe.zoo({name!r}, 'zoo')"
         )
     here = [each for place in places for each in _names(place) if loadable(each, place)]
@@ -342,28 +342,27 @@ def _bits(text: str, n: int) -> Bool[np.ndarray, " n"]:
     return np.unpackbits(np.frombuffer(bytes.fromhex(text), np.uint8), count=n).astype(bool)
 
 
-def keep_shown(found: Transfer, cards: Mapping[str, Any], names: Sequence[str], folder: Path) -> None:
-    """Keep in the zoo which network was right on which images of which other, for those who have cards alone."""
-    kept = {"key": _of_cards(cards, names), "names": found.names, "eps": found.eps, "n": found.clean.shape[1]}
+def keep_shown(found: Transfer, key: str, folder: Path) -> None:
+    """Keep in the zoo which network was right on which images of which other, for those who have cards alone.
+
+    The key is of all that decides it.
+    """
+    kept = {"key": key, "names": found.names, "eps": found.eps, "n": found.clean.shape[1]}
     kept |= {"clean": [packed(row) for row in found.clean]}
     kept |= {"correct": [packed(row) for row in found.correct.reshape(-1, found.correct.shape[-1])]}
     write_json(folder / SHOWN, kept)
 
 
-def shown_around(cards: Mapping[str, Any], names: Sequence[str], folder: Path | None) -> Transfer | None:
-    """What `keep_shown` kept of these very networks, in the folder or in the package."""
+def shown_around(key: str, folder: Path | None) -> Transfer | None:
+    """What `keep_shown` kept under this key, in the folder or in the package."""
     for place in _places(folder):
         kept = json.loads((place / SHOWN).read_text()) if (place / SHOWN).is_file() else {}
-        if kept.get("key") == _of_cards(cards, names):
+        if kept.get("key") == key:
             bits = {key: np.stack([_bits(row, kept["n"]) for row in kept[key]]) for key in ("clean", "correct")}
             many = len(kept["names"])
             correct = bits["correct"].reshape(many, len(kept["eps"]), many, kept["n"])
             return Transfer(tuple(kept["names"]), tuple(kept["eps"]), bits["clean"], correct)
     return None
-
-
-def _of_cards(cards: Mapping[str, Any], names: Sequence[str]) -> list[str]:
-    return [cards[name]["key"] for name in names]
 
 
 def _has_maps(model: nn.Module, test: ImageSet) -> bool:

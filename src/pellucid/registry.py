@@ -101,8 +101,9 @@ def parse(spec: str, family: str) -> Callable[..., Any]:
 
 def _own(where: str) -> Callable[..., Any]:
     function = own_function(where)
-    if isinstance(function, type):
-        raise PellucidError(f"{where} is a class: name a function, or an object of the class that can be called")
+    if not isinstance(function, FunctionType | partial):
+        kind = "a class" if isinstance(function, type) else f"an object, of {type(function).__name__}"
+        raise PellucidError(f"{where} is {kind}: name a function, whose code says what it does")
     if any(own(function)):
         _places[function] = where
     return function

@@ -54,7 +54,12 @@ def bootstrap(values: np.ndarray, *, seed: int = 0, resamples: int = 2000) -> tu
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """p-values corrected for their number (Holm 1979): reject below the level, and all rejections hold together."""
+    """p-values corrected for their number (Holm 1979): reject below the level, and all rejections hold together.
+
+    Raises `ValueError` for NaN, which has no rank.
+    """
+    if any(math.isnan(p) for p in p_values):
+        raise ValueError(f"p-values {p_values}: one is NaN, and has no rank")
     order = sorted(range(len(p_values)), key=lambda i: p_values[i])
     corrected, running = [0.0] * len(p_values), 0.0
     for rank, i in enumerate(order):

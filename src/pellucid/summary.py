@@ -16,6 +16,7 @@ from pellucid.results import Rows, bootstrap, holm, rate, wilson
 
 AllRows = Mapping[tuple[str, float], Rows]
 
+ROUNDING = 1e-12  # a smaller spread is the arithmetic's
 FEWEST_MAPS = 10  # a bootstrap of fewer values is much too narrow, and of one value has no width at all
 
 
@@ -118,7 +119,9 @@ def paired_on_correct(clean_one: Rows, one: Rows, clean_two: Rows, two: Rows) ->
 
     Each is a ratio over the same images, `r = Σ b / Σ c` of those right before and after over those right before, whose
     influence by image is `(b - r c) / mean(c)` (the delta method): the difference is normal with the spread of the
-    difference of influences. NaN where either model is right on no image. Source: Cochran 1977, sec. 6.3.
+    difference of influences. NaN where either model is right on no image; where no influence differs, as with ratios of
+    0 and 1, the interval has no width and p is 1, for of the spread nothing is known. Source: the delta method, as for
+    one ratio in Cochran 1977, sec. 6.3.
     """
     ratios, influences = [], []
     for clean, changed in ((clean_one, one), (clean_two, two)):
@@ -139,7 +142,9 @@ def paired_means(one: Float[np.ndarray, " n"], two: Float[np.ndarray, " n"]) -> 
 def _normally(value: float, influence: Float[np.ndarray, " n"]) -> dict[str, float]:
     spread = float(influence.std(ddof=1)) / math.sqrt(len(influence)) if len(influence) > 1 else math.nan
     reach = float(norm.ppf(0.975)) * spread
-    p = 2 * float(norm.sf(abs(value) / spread)) if spread else float(value == 0)
+    if not spread > ROUNDING * max(1.0, abs(value)):  # NaN too
+        return {"difference": value, "low": value, "high": value, "p": 1.0}
+    p = 2 * float(norm.sf(abs(value) / spread))
     return {"difference": value, "low": value - reach, "high": value + reach, "p": p}
 
 

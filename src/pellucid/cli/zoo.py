@@ -87,18 +87,21 @@ def _wanted(only: list[str] | None, folder: Path | None, *, build: bool) -> list
 
 def _verdicts(cards: "Mapping[str, Any]", folder: Path | None, images: int) -> "list[judged.Verdict]":
     """Of all claims; FGSM's images are made and shown around, where that was not done and the networks are there."""
-    from pellucid import claims, data, pretrained
+    from pellucid import claims, data, pretrained, registry
     from pellucid.attacks.gradient import fgsm
+    from pellucid.results import fingerprint
     from pellucid.transfer import transfer
 
     asked = {name: f"{claims.ROSS}/{name}" for name in claims.TRANSFERRED}
-    found = None
-    if all(full in cards for full in asked.values()):
-        found = pretrained.shown_around(cards, list(asked.values()), folder)
-    if found is None and all(full in cards and pretrained.loadable(full, folder) for full in asked.values()):
+    if not all(full in cards for full in asked.values()):
+        return claims.judge(cards)
+    of_cards = [(name, cards[full]["key"]) for name, full in asked.items()]
+    key = fingerprint(of_cards, images, registry.describe(registry.complete(fgsm)), claims.TRANSFER_EPS)
+    found = pretrained.shown_around(key, folder)
+    if found is None and all(pretrained.loadable(full, folder) for full in asked.values()):
         test = data.load("mnist", "test")
         models = {name: pretrained.zoo(full, folder) for name, full in asked.items()}
         found = transfer(models, test, range(min(images, len(test))), fgsm, claims.TRANSFER_EPS)
         if folder is not None:
-            pretrained.keep_shown(found, cards, list(asked.values()), folder)
+            pretrained.keep_shown(found, key, folder)
     return claims.judge(cards, found)
