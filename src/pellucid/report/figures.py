@@ -2,12 +2,12 @@
 so that one figure serves light, dark and print. Geometry is in user units; the page scales it."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from markupsafe import Markup, escape
 
-from pellucid.report.words import radius, shorten, significant
+from pellucid.report.words import radius, shorten, significant, telling
 
 TONES = 6  # distinct model colours, each with its own marker; from the seventh model on, lines are dashed too
 _WIDTH, _HEIGHT = 520.0, 345.0
@@ -72,9 +72,10 @@ def curves(
     The x axis starts at 0; its ticks are 0 and the measured values, or `x_ticks`, places with words of their own.
     `y_ticks`, (value, text) ascending, span the axis.
     """
-    drawn = [line for line in lines if line.points]
+    shorts = telling([line.name for line in lines], _NAME_LENGTH)
+    drawn = [replace(line, name=short) for line, short in zip(lines, shorts, strict=True) if line.points]
     xs = sorted({point.x for line in drawn for point in line.points})
-    texts = [*(shorten(line.name, _NAME_LENGTH) for line in drawn), *([reference[1]] if reference else [])]
+    texts = [*(line.name for line in drawn), *([reference[1]] if reference else [])]
     right = _WIDTH - 16 - max((len(text) for text in texts), default=0) * _CHARACTER
     frame = _Frame(right, max(xs, default=1.0) or 1.0, y_ticks[0][0], y_ticks[-1][0])
     ticks = [(0.0, "0"), *((x, radius(x)) for x in xs if x > 0)] if x_ticks is None else x_ticks
@@ -209,7 +210,7 @@ def _labels(lines: Sequence[Line], frame: _Frame, reference: tuple[float, str] |
     ending = [line for line in lines if line not in early]
     parts = [
         _text(
-            shorten(line.name, _NAME_LENGTH),
+            line.name,
             f"label halo tone{line.tone % TONES}",
             frame.x(p.x) + 9,
             frame.y(p.value) + 4,
@@ -219,7 +220,7 @@ def _labels(lines: Sequence[Line], frame: _Frame, reference: tuple[float, str] |
     ]
     levels = [frame.y(line.points[-1].value) for line in ending] + ([frame.y(reference[0])] if reference else [])
     heights = spread_out(levels, gap=_LABEL_GAP, low=_TOP, high=_HEIGHT - _BOTTOM)
-    names = [(shorten(line.name, _NAME_LENGTH), f"label tone{line.tone % TONES}") for line in ending]
+    names = [(line.name, f"label tone{line.tone % TONES}") for line in ending]
     names += [(reference[1], "tick")] if reference else []
     for (name, kind), level, height in zip(names, levels, heights, strict=True):
         if abs(level - height) > 3:

@@ -144,6 +144,7 @@ def _gallery(
 ) -> list[dict[str, Any]]:
     """Per image its class, and per kind: the image, and every model's map of it on its own scale, with its answer."""
     kinds = list(dict.fromkeys(entry["images"] for entry in maps))
+    shorts = words.telling(list(tones), 16)
     rows, number = [], 0
     while kinds and f"looks/{kinds[0]}/{number}" in arrays:
         entry = shown[number] if number < len(shown) else {"label": "", "answers": {}}
@@ -151,11 +152,11 @@ def _gallery(
         for kind in kinds:
             image = arrays[f"looks/{kind}/{number}"]
             tiles = [_tile(kind, images.photograph(image), image)]
-            for name in tones:
+            for name, short in zip(tones, shorts, strict=True):
                 field = arrays[f"looks/{kind}/{number}/{name}"]
                 answer = entry["answers"].get(kind, {}).get(name, "")
                 mark = "" if not answer else "✓ " if answer == entry["label"] else "✗ "
-                tile = _tile(name, images.photograph(_brightness(field)[None]), field)
+                tile = _tile(short, images.photograph(_brightness(field)[None]), field)
                 tiles.append(tile | {"text": mark + words.shorten(answer, 22)})
             strips.append(tiles)
         rows.append({"label": entry["label"], "strips": strips})
