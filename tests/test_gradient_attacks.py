@@ -221,8 +221,11 @@ def test_an_unknown_loss_is_refused(tiny: Network, images: Tensor, labels: Tenso
 
 
 def test_a_search_in_half_precision_fells_about_the_same_images(tiny: Network, seeded: Seeded) -> None:
-    """Verdicts in fp32 of images found under bf16: nearly those of the search in fp32, in the same ball."""
-    x = torch.rand(60, 1, 16, 16, generator=seeded(0))
+    """Verdicts in fp32 of images found under bf16: within 5 % of those of the search in fp32, in the same ball.
+
+    Of 600 images: processors round differently, and of 60 chance alone can make it 4.
+    """
+    x = torch.rand(600, 1, 16, 16, generator=seeded(0))
     y = tiny(x).argmax(1)
     attack = partial(pgd, tiny, x, y, ball=Linf(0.36), steps=10, random_start=False)
     single, half = attack(), attack(precision="bf16")
@@ -230,8 +233,8 @@ def test_a_search_in_half_precision_fells_about_the_same_images(tiny: Network, s
     assert (half - x).abs().max() <= 0.36 + 1e-6
     assert not torch.equal(single, half)  # or it was not tried
     fallen = [margin(tiny(found), y) < 0 for found in (single, half)]
-    assert 5 < int(fallen[0].sum()) < 55
-    assert abs(int(fallen[0].sum()) - int(fallen[1].sum())) <= 3
+    assert 50 < int(fallen[0].sum()) < 550
+    assert abs(int(fallen[0].sum()) - int(fallen[1].sum())) <= 30
 
 
 @pytest.mark.parametrize("stop", [False, True])
