@@ -27,7 +27,7 @@ zoo: $(VENV)/.installed
 	OMP_NUM_THREADS=1 $(BIN)/pellucid zoo --folder zoo --build --fresh
 
 # What `make zoo` made, into the package: every card, and the weights of first seeds where they are less than a MiB.
-# The wheel leaves out most of these (pyproject.toml): they save a checkout from training them again.
+# The wheel leaves out some of these (pyproject.toml): they save a checkout from training them again.
 PACKAGE := $(CURDIR)/src/pellucid/pretrained_models
 zoo-package:
 	cd zoo && for card in $$(find . -name card.json); do to="$(PACKAGE)/$${card%/*}" && cd "$${card%/*}" && \
