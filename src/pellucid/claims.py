@@ -127,6 +127,11 @@ def _share(
     parts = list(_standing(cards, f"{SMALL}/{name}", kind, eps).values())
     if not parts:
         return Finding("not measured", f"{what}: not measured")
+    return _beside(what, parts, border, side)
+
+
+def _beside(what: str, parts: Sequence[Stands], border: float, side: Literal["above", "below"]) -> Finding:
+    """Speaks for shares on a side of a border where all their Wilson intervals are; p is the largest two-sided one."""
     intervals = [wilson(int(part.sum()), len(part)) for part in parts]
     above, below = all(low > border for low, _ in intervals), all(high < border for _, high in intervals)
     figures = ", ".join(
@@ -187,9 +192,7 @@ def alike(what: str, found: Mapping[str, float], margin: float) -> Finding:
 
 def fewer(what: str, hits: Stands, border: float) -> Finding:
     """Speaks for a claim that a share is below a border where its Wilson interval is; p is the exact two-sided one."""
-    low, high = wilson(int(hits.sum()), len(hits))
-    p = float(binomtest(int(hits.sum()), len(hits), border).pvalue)
-    return Finding(_speaks(high < border, low > border), f"{what} {hits.mean():.3f} [{low:.3f}, {high:.3f}]", p)
+    return _beside(what, [hits], border, "below")
 
 
 def _apart(what: str, found: Mapping[str, float]) -> str:
