@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import json
 import os
+import platform
 import random
 import signal
 import subprocess
@@ -30,7 +31,7 @@ from pellucid.recipe import Recipe, identity
 from pellucid.run_folder import locked, other_threads
 from pellucid.seeds import derive_seed
 from pellucid.stepping import _batches
-from pellucid.training import train
+from pellucid.training import emulated, train
 from pellucid.watch import Best
 from pellucid.weights import write_atomically
 
@@ -308,6 +309,15 @@ def test_a_run_without_a_checkpoint_is_resumed_on_the_same_data_and_device(begun
     (begun / "run.json").write_text(json.dumps(stored | {"device": "cuda"}))
     with pytest.raises(PellucidError, match="device was 'cuda' and is 'cpu'"):
         train(SHORT, digits, begun, resume=True)
+
+
+@pytest.mark.parametrize(("capability", "told"), [("AVX2", True), ("AVX512", False)])
+def test_bfloat16_by_software_is_told(capability: str, told: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An old processor takes ten times as long in bf16 as in fp32."""
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
+    assert ("AVX2" in str(emulated("bf16", "cpu"))) == told
+    assert emulated("fp32", "cpu") is emulated("bf16", "cuda") is None
 
 
 def test_another_number_of_threads_is_told(begun: Path) -> None:

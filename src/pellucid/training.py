@@ -3,6 +3,7 @@
 import copy
 import inspect
 import json
+import platform
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -89,6 +90,14 @@ def train(
                 write_atomically(out / "metrics.json", json.dumps(now.log, indent=0).encode())
             crew.wait()
     return network.eval()
+
+
+def emulated(precision: str, device: str) -> str | None:
+    """A warning where bf16 is slower than fp32: on x86 processors without AVX-512 software stands in for it."""
+    has = torch.backends.cpu.get_cpu_capability()
+    if precision != "bf16" or device != "cpu" or platform.machine() != "x86_64" or has.startswith("AVX512"):
+        return None
+    return f"this processor ({has}) has no bfloat16, and software is some ten times slower than fp32: --precision fp32"
 
 
 def _check_shares(objective: Objective, recipe: Recipe, images: ImageSet, crew: Team) -> None:

@@ -129,13 +129,12 @@ def _all_runs(
     from pellucid.checkpoint import ending
     from pellucid.data import load
     from pellucid.parallel import leads
-    from pellucid.run_folder import other_threads
     from pellucid.training import train as run
 
     images, started = load(recipe.data, recipe.split), time.monotonic()
     before = resume and all((where / "model.safetensors").exists() for where in runs)
     for where, each in runs.items():
-        if resume and leads() and device == "cpu" and (warning := other_threads(where)):
+        for warning in _warnings(where, each, resume=resume, device=device) if leads() else []:
             err.print(f"warning: {warning}", markup=False, soft_wrap=True)
         begun = resume and any((where / name).exists() for name in ("recipe.json", "checkpoint.safetensors"))
         if resume and not begun and leads() and not (quiet or json_):
@@ -155,6 +154,15 @@ def _all_runs(
             err.print(f"{f'{where.name}: ' if len(runs) > 1 else ''}{_in_words(end)}", markup=False, soft_wrap=True)
         named = " ".join(f"--model {where}" for where in runs)
         err.print(f"Next: pellucid audit {named} --data {recipe.data} --out audit", markup=False, soft_wrap=True)
+
+
+def _warnings(where: "Path", recipe: "Recipe", *, resume: bool, device: str) -> list[str]:
+    """What a run will suffer from on this machine."""
+    from pellucid.run_folder import other_threads
+    from pellucid.training import emulated
+
+    threads = other_threads(where) if resume and device == "cpu" else None
+    return [each for each in (emulated(recipe.precision, device), threads) if each]
 
 
 def _in_words(end: "Mapping[str, Any]") -> str:
