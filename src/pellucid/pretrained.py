@@ -110,7 +110,7 @@ def recipes() -> dict[str, Recipe]:
     """`{name: recipe}` of every classifier of the zoo, such as `mnist/small/int2-adv`."""
     found = {f"mnist/small/{name}": _small(spec, **changes) for name, (spec, changes) in _OBJECTIVES.items()}
     for name, (spec, changes) in _OBJECTIVES.items():
-        ross = {"architecture": "ross", "batch_size": 128, "lr": 1e-3, "precision": "bf16"}
+        ross = {"architecture": "ross", "batch_size": 128, "lr": 1e-3}
         if not name.startswith(("int", "ig", "persistent")):  # a map of one position says nothing of where
             found[f"mnist/ross/{name}"] = _small(spec, **(dict(changes) | ross | {"steps": 1500}))
         if name in ("standard", "adversarial", "int", "int2", "int-adv", "int2-adv", "persistent"):
