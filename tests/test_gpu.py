@@ -66,7 +66,10 @@ def test_maps(name: str, robust: Path, digits: data.ImageSet, quick: Quick) -> N
     interpreter = quick("interpreters", name)
     one, two = both(robust)
     x, y = digits.batch(range(8))
-    found, there = interpreter(one, x, y[:, None]), interpreter(two, x.cuda(), y[:, None].cuda()).cpu()
+    found, there = (
+        interpreter(net, x.to(where), y[:, None].to(where)).detach().cpu()
+        for net, where in ((one, "cpu"), (two, "cuda"))
+    )
     assert torch.allclose(found, there, atol=1e-4 * float(found.abs().max()))
 
 
