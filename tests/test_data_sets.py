@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,7 +17,8 @@ from typer.testing import CliRunner
 from pellucid.cli.data import app
 from pellucid.data import RESTRICTED, SIXTEEN, cue_conflict, hub, known, load, prepare, read
 from pellucid.data.duplicates import fingerprints, shared
-from pellucid.data.groups import regrouped
+from pellucid.data.groups import IMAGENET, is_imagenet, regrouped
+from pellucid.data.imageset import ImageSet, resident
 from pellucid.errors import PellucidError
 from pellucid.normalisation import GlobalContrast, LocalContrast
 
@@ -326,10 +327,86 @@ def test_restricted_imagenet_of_a_table_and_what_is_not_imagenet(root: Path) -> 
 
 def test_regrouping_keeps_order_and_agrees_with_a_loop(generator: torch.Generator) -> None:
     labels = torch.randint(1_000, (500,), generator=generator)
-    rows, found = regrouped(labels, [str(i) for i in range(1_000)], SIXTEEN, "here")
+    rows, found = regrouped(labels, WNIDS, SIXTEEN, "here")
     number = {i: k for k, classes in enumerate(SIXTEEN.values()) for i in classes}
     expected = [(row, number[i]) for row, i in enumerate(labels.tolist()) if i in number]
     assert list(zip(rows.tolist(), found.tolist(), strict=True)) == expected
+
+
+WORDS = {
+    0: "tench, Tinca tinca", 1: "goldfish, Carassius auratus", 281: "tabby, tabby cat", 340: "zebra", 404: "airliner",
+    850: "teddy, teddy bear", 999: "toilet tissue, toilet paper, bathroom tissue",
+}  # fmt: skip
+# As the hub's ILSVRC/imagenet-1k names them
+HUBS = [WORDS.get(i, f"thing {i}") for i in range(IMAGENET)]
+
+
+def named(names: Sequence[str]) -> ImageSet:
+    """One image of a set with classes of these names."""
+    pixels = torch.zeros(1, 3, 4, 4, dtype=torch.uint8)
+    return resident(pixels, torch.tensor([0]), name="x", split="test", class_names=names, source="here")
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        WNIDS,
+        [f"{wnid} thing" for wnid in WNIDS],
+        [f"{wnid}_thing" for wnid in WNIDS],
+        HUBS,
+        [name.split(",")[0].upper().replace(" ", "_") for name in HUBS],
+        [{281: "tabby cat", 850: "teddy bear", 999: "toilet paper"}.get(i, name) for i, name in enumerate(HUBS)],
+    ],
+    ids=["ids", "ids and words", "ids_words", "hub", "capitals", "clip"],
+)
+def test_imagenet_is_known_by_its_ids_or_its_words(names: Sequence[str]) -> None:
+    """And then its classes can be grouped."""
+    assert is_imagenet(named(names))
+    rows, found = regrouped(torch.tensor([0, 30, 151]), names, RESTRICTED, "here")
+    assert (rows.tolist(), [list(RESTRICTED)[i] for i in found.tolist()]) == ([1, 2], ["frog", "dog"])
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        WNIDS[::-1],
+        [WNIDS[0], *WNIDS[:-1]],
+        WNIDS[:-1],
+        [*WNIDS[:-1], "thing"],
+        [f"{wnid}0" for wnid in WNIDS],
+        HUBS[::-1],
+        sorted(HUBS),
+        HUBS[:-1],
+        [*HUBS, "thing"],
+        ["goldfish", "tench", *HUBS[2:]],
+        [*HUBS[:340], "zebrafish", *HUBS[341:]],
+        [str(i) for i in range(IMAGENET)],
+        [f"face {i}" for i in range(IMAGENET)],
+        [""] * IMAGENET,
+    ],
+)
+def test_a_thousand_other_classes_are_not_imagenet(names: Sequence[str]) -> None:
+    """Other names, another order, one too few or too many: neither asked for a shape bias nor grouped."""
+    assert not is_imagenet(named(names))
+    said = refusal(lambda: regrouped(torch.tensor([30]), names, RESTRICTED, "here"))
+    assert said.startswith("here")
+
+
+def test_what_is_not_imagenet_is_told_by_a_name() -> None:
+    names = [*HUBS[:281], "axolotl", *HUBS[282:]]
+    assert "class 281 is named 'axolotl', which in ImageNet begins with 'tabby'" in refusal(
+        lambda: regrouped(torch.tensor([30]), names, RESTRICTED, "here")
+    )
+
+
+def test_restricted_imagenet_of_the_hubs_table(root: Path) -> None:
+    """The class names of `hf download ILSVRC/imagenet-1k`: words."""
+    files = [photo(root / "files" / f"{k}.png", k, width=300, height=260) for k in range(3)]
+    labels = ([365, 0, 268], datasets.ClassLabel(names=HUBS))
+    parquet(root / "imagenet" / "validation.parquet", files, label=labels)
+    found = load("imagenet@restricted", "test")
+    assert [found.class_names[i] for i in found.labels.tolist()] == ["primate", "dog"]
+    assert is_imagenet(load("imagenet", "valid", size=8))
 
 
 BIRDS = {*range(7, 25), *range(80, 101), *range(127, 147)}  # every bird of ImageNet's 1,000
@@ -389,6 +466,8 @@ def test_groups_on_the_real_class_names(real_data: Path) -> None:
     if not (real_data / "imagenet-sample").is_dir():
         pytest.skip("no imagenet-sample under PELLUCID_DATA")
     whole = load("imagenet-sample", "train")
+    assert is_imagenet(whole)
+    assert is_imagenet(named([name.split(maxsplit=1)[1] for name in whole.class_names]))
     ids = [name.split()[0] for name in whole.class_names]
     assert {name: " ".join(ids[i] for i in SIXTEEN[name]) for name in PUBLISHED} == PUBLISHED
     words = [name.split(maxsplit=1)[1] for name in whole.class_names]

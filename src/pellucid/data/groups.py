@@ -11,10 +11,14 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
+from pellucid.data.imageset import ImageSet
 from pellucid.errors import PellucidError
 
 IMAGENET = 1_000
-WNID = re.compile(r"n\d{8}")
+WNID = re.compile(r"n\d{8}(?![0-9a-zA-Z])")
+WORDS: Mapping[int, str] = MappingProxyType(
+    {0: "tench", 1: "goldfish", 281: "tabby", 340: "zebra", 404: "airliner", 850: "teddy", 999: "toilet"}
+)  # what the names of these begin with, in every list that is in use
 
 
 def _indices(text: str) -> tuple[int, ...]:
@@ -75,8 +79,8 @@ def regrouped(
 ) -> tuple[Int64[Tensor, " k"], Int64[Tensor, " k"]]:
     """The rows whose ImageNet class is in a group, in their order, and their group's number.
 
-    Raises `PellucidError` unless there are ImageNet's 1,000 classes, those that are named by WordNet ids in the order
-    of these, and where none of the images is of any group.
+    Raises `PellucidError` unless the classes are ImageNet's 1,000 in their order, by the rule of `is_imagenet`, and
+    where none of the images is of any group.
     """
     if len(class_names) != IMAGENET:
         raise PellucidError(
@@ -84,10 +88,17 @@ def regrouped(
             f"0 to {IMAGENET - 1}: bring all {IMAGENET:,} class folders (some may be empty), or labels with as many "
             "names"
         )
-    ids = [found[0] for name in class_names if (found := WNID.match(name))]
-    if len(ids) == IMAGENET and ids != sorted(ids):
+    ids = _wordnet_ids(class_names)
+    if ids and ids != sorted(set(ids)):
         raise PellucidError(
             f"{source}: its classes are not in the order of their WordNet ids, as ImageNet's numbers are"
+        )
+    if not _are_imagenets(class_names):
+        wrong = next(i for i, word in WORDS.items() if not _begins(class_names[i], word))
+        raise PellucidError(
+            f"{source}: its {IMAGENET:,} classes are not ImageNet's in their order: class {wrong} is named "
+            f"{class_names[wrong]!r}, which in ImageNet begins with {WORDS[wrong]!r}. Name all by WordNet ids, such as "
+            "'n01440764 tench', or by ImageNet's words"
         )
     group = torch.full((IMAGENET,), -1, dtype=torch.int64)
     for number, classes in enumerate(groups.values()):
@@ -97,3 +108,31 @@ def regrouped(
     if len(rows) == 0:
         raise PellucidError(f"{source}: none of its {len(labels):,} images is of the classes {', '.join(groups)}")
     return rows, found[rows]
+
+
+def is_imagenet(images: ImageSet) -> bool:
+    """Whether the classes of a set are the 1,000 of ImageNet, in their order. Only their names are asked.
+
+    They are if there are 1,000, named by distinct WordNet ids in ascending order (`n01440764`, `n01440764 tench`), or
+    by words, as in the hub's `ILSVRC/imagenet-1k` (`tench, Tinca tinca`): then a few of them tell, whatever their case.
+    Any other 1,000 of WordNet's classes in that order count as ImageNet's too; names that are numbers never do.
+    """
+    return _are_imagenets(images.class_names)
+
+
+def _are_imagenets(names: Sequence[str]) -> bool:
+    if len(names) != IMAGENET:
+        return False
+    if ids := _wordnet_ids(names):
+        return ids == sorted(set(ids))
+    return all(_begins(names[i], word) for i, word in WORDS.items())
+
+
+def _wordnet_ids(names: Sequence[str]) -> list[str]:
+    """The id that each name begins with; none where any has none."""
+    ids = [found[0] for name in names if (found := WNID.match(name))]
+    return ids if len(ids) == len(names) else []
+
+
+def _begins(name: str, word: str) -> bool:
+    return re.match(rf"\s*{word}(?![a-z])", name, re.IGNORECASE) is not None
