@@ -1,7 +1,5 @@
 """Measures per image: `[b]`, never reduced. The caller averages, and says over whom."""
 
-from typing import Literal
-
 import numpy as np
 import scipy.stats
 import torch
@@ -11,7 +9,7 @@ from torch.nn import functional as F
 
 from pellucid.errors import PellucidError
 from pellucid.network import frozen
-from pellucid.types import Images, Labels, Logits, Maps, Mask, PerExample
+from pellucid.types import Images, Labels, Logits, Maps, Mask, PerExample, Reading
 
 SIGN_TENSOR_LIMIT = 64  # values per map: above it, sorting (scipy) beats the signs of all pairs
 CONSTANT = 1e-6  # of a map's norm: what is off its mean by less is rounding
@@ -71,7 +69,7 @@ def weighted_discrepancy(
     logits_attacked: Float[Tensor, "b m"],
     y: Labels,
     *,
-    reading: Literal["as_written", "as_coded"] = "as_written",
+    reading: Reading = "as_written",
     detach_weights: bool = False,
 ) -> PerExample:
     """Boopathy et al. 2020, eq. 8, over maps of all classes: the label-free, worst-case-weighted discrepancy.

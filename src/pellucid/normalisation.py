@@ -4,17 +4,13 @@ Both have finite first and second derivatives everywhere: where a spread is zero
 thresholds the global one jumps and the local one has a kink.
 """
 
-from typing import Literal
-
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pellucid.errors import PellucidError
-from pellucid.types import Images
-
-Reading = Literal["as_written", "as_coded"]
+from pellucid.types import Images, Reading
 
 TINY = 1e-24  # a variance of no meaning, whose root still has finite derivatives in fp32
 

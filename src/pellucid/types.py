@@ -1,7 +1,7 @@
 """The nouns of Pellucid and the call protocols that pass between its rooms."""
 
 from collections.abc import Mapping
-from typing import Protocol, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ RowNumbers = Int[Tensor, " n"]  # which images of a batch
 Maps = Float[Tensor, "b m *map"]  # signed and un-normalised: Proposition 1 needs completeness
 
 Generator = torch.Generator | None
+Reading = Literal["as_written", "as_coded"]  # where a paper and its code disagree
 Notes = dict[str, Tensor | np.ndarray] | None  # where an attack that is given it writes one value per image and name
 
 

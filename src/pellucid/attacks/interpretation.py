@@ -1,7 +1,5 @@
 """Attacks on the interpretation."""
 
-from typing import Literal
-
 import torch
 from torch import Tensor, nn
 
@@ -14,7 +12,7 @@ from pellucid.metrics import discrepancy, margin
 from pellucid.network import frozen
 from pellucid.search import Loss, ascend, check_counts, check_step_size
 from pellucid.surrogates import Surrogate, View
-from pellucid.types import Generator, Images, Interpreter, Labels
+from pellucid.types import Generator, Images, Interpreter, Labels, Reading
 
 
 def aai(
@@ -26,7 +24,7 @@ def aai(
     interpreter: Interpreter = cam,
     steps: int = 200,
     step_size: Radius | None = None,
-    reading: Literal["as_written", "as_coded"] = "as_written",
+    reading: Reading = "as_written",
     hinge: float = 1.0,
     p: int = 1,
     k: int = 8,

@@ -17,7 +17,7 @@ from pellucid.network import frozen
 from pellucid.search import ascend, bisect, check_counts, select
 from pellucid.surrogates import Surrogate, View
 from pellucid.targets import Goal
-from pellucid.types import Classes, Generator, Images, Interpreter, Labels, Maps, Mask, Notes, PerExample
+from pellucid.types import Classes, Generator, Images, Interpreter, Labels, Maps, Mask, Notes, PerExample, Reading
 
 LOG_LAMBDA = (-3.0, 3.0)  # log10 of where lambda is sought: a logit of margin costs about half a unit of D at least
 GAMMA = (5e-5, 1.0)  # as coded: where the weight of D starts, and where it would end
@@ -39,7 +39,7 @@ def isa(
     steps: int | None = None,
     search: int = 10,
     tau: float = 0.1,
-    reading: Literal["as_written", "as_coded"] = "as_written",
+    reading: Reading = "as_written",
     surrogate: Surrogate = "auto",
     notes: Notes = None,
     generator: Generator = None,

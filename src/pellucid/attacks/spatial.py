@@ -1,7 +1,5 @@
 """The spatial attack: no pixel changes its value, only its place."""
 
-from typing import Literal
-
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -13,7 +11,7 @@ from pellucid.metrics import margin
 from pellucid.network import frozen
 from pellucid.search import check_counts, select
 from pellucid.targets import Goal, choose
-from pellucid.types import Generator, Images, Labels, Notes, PerExample
+from pellucid.types import Generator, Images, Labels, Notes, PerExample, Reading
 
 Flow = Float[Tensor, "b h w 2"]
 SMOOTH = 1e-7  # under the root of the variation, which has no gradient at zero without it
@@ -30,7 +28,7 @@ def spatial(
     tau: float | None = None,
     steps: int = 200,
     step_size: float = 0.05,
-    reading: Literal["as_written", "as_coded"] = "as_written",
+    reading: Reading = "as_written",
     target: Goal | None = None,
     notes: Notes = None,
     generator: Generator = None,

@@ -19,10 +19,9 @@ from pellucid.errors import PellucidError
 from pellucid.inputs import check
 from pellucid.latent import Latents, climb, frank_wolfe
 from pellucid.targets import Goal
-from pellucid.types import Generator, Images, Labels, RowNumbers
+from pellucid.types import Generator, Images, Labels, Reading, RowNumbers
 
 Framed = Float[Tensor, "b c fh fw"]
-Reading = Literal["as_written", "as_coded"]
 
 # Boopathy et al.'s run, in our units: 400 and 2048 of 255 for Gabor and fog. They ran no elastic attack: 1 px is the
 # fourth of the six radii that Kang et al. use on CIFAR-10.

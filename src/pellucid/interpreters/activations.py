@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +9,7 @@ from torch import Tensor, nn
 from pellucid.errors import PellucidError
 from pellucid.inputs import given
 from pellucid.network import Features, Network
-from pellucid.types import Classes, Images, Maps
+from pellucid.types import Classes, Images, Maps, Reading
 
 
 def cam(model: nn.Module, x: Images, classes: Classes) -> Maps:
@@ -44,7 +43,7 @@ def gradcam_plus_plus(
     classes: Classes,
     *,
     layer: str | None = None,
-    reading: Literal["as_written", "as_coded"] = "as_written",
+    reading: Reading = "as_written",
 ) -> Maps:
     """GradCAM++, `Σ_k w_k^c A_k` with `w_k^c = Σ_i α_{k,i} max(∂f_c/∂A_{k,i}, 0)`.
 

@@ -13,11 +13,10 @@ from pellucid.network import frozen
 from pellucid.schedules import Schedule
 from pellucid.schedules import weight as weighed
 from pellucid.teachers import Teacher, teacher_probabilities
-from pellucid.types import Attack, Generator, Images, Labels, PerExample
+from pellucid.types import Attack, Generator, Images, Labels, PerExample, Reading
 from pellucid.worst import Search, within
 
 Of = Literal["label", "uniform", "entropy", "distilled"]
-Reading = Literal["as_written", "as_coded"]
 
 
 def double_backprop(

@@ -1,7 +1,7 @@
 """Interpretability-aware training: Int and Int2 (Boopathy et al. 2020), with and without the adversarial loss."""
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 from torch import Tensor, nn
@@ -16,10 +16,8 @@ from pellucid.metrics import pearson, weighted_discrepancy
 from pellucid.network import frozen
 from pellucid.objectives.standard import standard
 from pellucid.schedules import Schedule, check_share, weight
-from pellucid.types import Generator, Images, Interpreter, Labels, Logits, Maps, PerExample
+from pellucid.types import Generator, Images, Interpreter, Labels, Logits, Maps, PerExample, Reading
 from pellucid.worst import Search, Start
-
-Reading = Literal["as_written", "as_coded"]
 
 
 @dataclass(frozen=True)
