@@ -4,7 +4,7 @@ import copy
 import inspect
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any
+from typing import Any, Literal, get_origin
 
 import jaxtyping
 import pytest
@@ -25,6 +25,7 @@ from pellucid.network import Network
 ATTACKS = sorted(registry.public("attacks"))
 INTERPRETERS = sorted(registry.public("interpreters"))
 ARCHITECTURES = sorted(registry.public("architectures"))
+TRANSFORMS = registry.public("transforms")
 BALLS = (Linf(0.1), L2(0.8), L1(5.0))
 Quick = Callable[[str, str], Callable[..., Any]]
 Seeded = Callable[[int], torch.Generator]
@@ -249,6 +250,23 @@ def test_direct_calls_refuse_what_specifications_do(
     """What would do nothing, or fail deep inside, is named with its value and the rule."""
     with pytest.raises(PellucidError, match=message):
         quick("attacks", name)(tiny, images, labels, **{option: value})
+
+
+def wrong_choices() -> list[tuple[str, str]]:
+    """Of every transform the options that are one of a few words."""
+    options = [(name, p) for name in TRANSFORMS for p in inspect.signature(TRANSFORMS[name]).parameters.values()]
+    return [(name, option.name) for name, option in options if get_origin(option.annotation) is Literal]
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(("name", "option"), wrong_choices())
+def test_transforms_called_directly_refuse_what_is_no_choice(name: str, option: str, images: Tensor) -> None:
+    """A misspelt reading is not taken for one of the two."""
+    for wrong in ("as_writen", "as_code", "", None):
+        with pytest.raises(
+            PellucidError, match=rf"{name}\({option}={wrong!r}\): choose one of 'as_written', 'as_coded'"
+        ):
+            TRANSFORMS[name](images, **{option: wrong})
 
 
 def test_attacks_that_cannot_succeed_are_refused(tiny: Network, images: Tensor, labels: Tensor) -> None:

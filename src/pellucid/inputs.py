@@ -6,12 +6,13 @@ No pass is made for it: the model's answer is looked at when the attack first as
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
 
 from pellucid.errors import PellucidError
+from pellucid.types import Reading
 
 _vouched: ContextVar[int | None] = ContextVar("vouched", default=None)  # the model that an outer call was checked with
 
@@ -110,6 +111,13 @@ def check_images(x: Any, room: float = 0) -> None:
             else "leave their normalisation to the model (Normalise is its first layer)"
         )
         raise PellucidError(f"the pixels lie in [{low:.8g}, {high:.8g}], and must lie in [0, 1]: {hint}")
+
+
+def check_reading(what: str, reading: object) -> None:
+    """Raise `PellucidError` unless a paper can be read so: else the other reading would run, and nobody see it."""
+    if reading not in get_args(Reading):
+        allowed = ", ".join(map(repr, get_args(Reading)))
+        raise PellucidError(f"{what}(reading={reading!r}): choose one of {allowed}")
 
 
 def _check_classes(classes: Any, x: Tensor, ndim: int, count: int | None) -> int:

@@ -5,7 +5,6 @@ return may leave [0, 1]; `clip` cuts it.
 """
 
 import math
-from typing import Literal
 
 import torch
 from jaxtyping import Bool
@@ -13,10 +12,8 @@ from torch import Tensor
 
 from pellucid.draws import Draws, uniform
 from pellucid.errors import PellucidError
-from pellucid.inputs import check_images
-from pellucid.types import Images
-
-Reading = Literal["as_written", "as_coded"]
+from pellucid.inputs import check_images, check_reading
+from pellucid.types import Images, Reading
 
 
 def low_pass(
@@ -27,7 +24,7 @@ def low_pass(
     As coded by Zhang & Zhu the spectrum is not shifted and distances, in indices, are measured from the middle one,
     (h/2 - 1, w/2 - 1), about Nyquist's: kept are those *beyond* the radius (at 224 pixels they had 130).
     Source: Zhang & Zhu 2019, app. C, after Jo & Bengio 2017. Raises `PellucidError` for a radius below 0 or beyond the
-    highest frequency, where the filter would do nothing.
+    highest frequency, where the filter would do nothing, and for a reading that there is not.
     """
     del generator
     return _filtered(x, _disc("low_pass", x, radius, reading, beyond=reading == "as_coded"), clip)
@@ -64,8 +61,10 @@ def random_fourier(
     """Every mode of every channel zero with probability p, drawn for each image; a mode and its conjugate together.
 
     As coded conjugates are drawn apart and the real part is taken, which halves a mode of which one is left.
-    Source: Zhang & Zhu 2019, app. C (p not given; 0.1 in their code). Raises `PellucidError` unless 0 <= p <= 1.
+    Source: Zhang & Zhu 2019, app. C (p not given; 0.1 in their code). Raises `PellucidError` unless 0 <= p <= 1, and
+    for a reading that there is not.
     """
+    check_reading("random_fourier", reading)
     if not 0 <= p <= 1:
         raise PellucidError(f"random_fourier(p={p!r}) is a probability: from 0, which changes nothing, to 1")
     check_images(x, math.inf)  # another filter's image leaves the box
@@ -82,7 +81,8 @@ def random_fourier(
 
 
 def _disc(name: str, x: Images, radius: float, reading: Reading, *, beyond: bool) -> Bool[Tensor, "h w"]:
-    """The modes within a radius, or those beyond it. Checks images and radius."""
+    """The modes within a radius, or those beyond it. Checks reading, images and radius."""
+    check_reading(name, reading)
     check_images(x, math.inf)  # another filter's image leaves the box
     h, w = x.shape[2:]
     if reading == "as_coded":
