@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -17,6 +18,8 @@ from torch import nn
 from pellucid import registry
 from pellucid.cli import run
 from pellucid.cli.common import counting, progress
+from pellucid.outcome import on_correct
+from pellucid.results import read_rows
 
 TRAIN = ["train", "--data", "digits", "--arch", "small", "--steps", "30", "--batch-size", "32", "--json"]
 
@@ -85,6 +88,31 @@ def test_results_are_not_replaced_by_those_of_another_call(
     (folder / "call.json").write_text("{")
     assert run([*words, "--attack", "fgsm"]) == 2
     assert "call.json cannot be read" in capsys.readouterr().err
+
+
+def test_what_evaluate_prints_follows_from_its_rows(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The rows of the images and of the transformed ones, told apart by `transform`, are enough for every figure."""
+    words = ["evaluate", "--model", str(trained), "--data", "digits", "--images", "first:150", "--json", "--out"]
+    found = output(capsys, *words, str(tmp_path / "a"), "--transform", "patch_shuffle(k=2)")
+    rows = read_rows(tmp_path / "a" / "rows.parquet")
+    clean, changed = (
+        {name: column[rows["transform"] == which] for name, column in rows.items()}
+        for which in ("", found["transform"])
+    )
+    assert (len(clean["index"]), len(changed["index"]), len(rows["index"])) == (150, 150, 300)
+    assert clean["index"].tolist() == changed["index"].tolist() == list(range(150))
+    assert np.array_equal(changed["clean_prediction"], clean["prediction"])
+    assert found["accuracy"] == changed["correct"].mean()
+    assert found["clean_accuracy"] == clean["correct"].mean()
+    for name, value in on_correct(clean, changed).items():
+        assert found[name] == value
+    assert found["n_correct"] < 150
+    assert found["input_gradient_norm_median"] == pytest.approx(np.median(changed["gradient_norm"]))
+    found = output(capsys, *words, str(tmp_path / "b"))
+    rows = read_rows(tmp_path / "b" / "rows.parquet")
+    assert (set(rows["transform"].tolist()), rows["correct"].mean()) == ({""}, found["accuracy"])
 
 
 @pytest.mark.parametrize("name", ["aai", "isa"])

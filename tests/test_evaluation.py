@@ -28,10 +28,12 @@ from pellucid.evaluation import Measurement, evaluate, model_key
 from pellucid.interpreters.activations import cam
 from pellucid.interpreters.gradients import smoothgrad
 from pellucid.network import Network
+from pellucid.outcome import on_correct
 from pellucid.protocol import Protocol, Subject, at_radius
 from pellucid.recipe import Recipe
-from pellucid.results import Rows, bootstrap, rate, read_rows, wilson
+from pellucid.results import Rows, bootstrap, long_table, rate, read_rows, wilson
 from pellucid.training import train
+from pellucid.transforms.texture import saturate
 from pellucid.types import Attack, Generator, Images, Labels
 
 
@@ -119,6 +121,47 @@ def test_rows_by_hand(network: nn.Module, images: ImageSet) -> None:
     assert np.array_equal(clean["clean_prediction"], clean["prediction"])
     np.testing.assert_allclose(rows["tau"], taus, atol=1e-6)
     np.testing.assert_allclose(rows["linf"], (attacked - x).abs().flatten(1).amax(1).numpy(), atol=1e-7)
+
+
+def test_transformed_rows_know_the_prediction_of_the_image_itself(network: nn.Module, images: ImageSet) -> None:
+    """`clean_prediction` is before transform and attack; `unchanged` and the norms are those of the attack alone."""
+    indices, attack, change = torch.arange(120), partial(fgsm, ball=Linf(0.1)), partial(saturate, p=1024.0)
+    clean = evaluate(network, images, indices, Measurement())
+    rows = evaluate(network, images, indices, Measurement(transform=change))
+    attacked = evaluate(network, images, indices, Measurement(attack, cam, transform=change))
+    assert np.array_equal(rows["clean_prediction"], clean["prediction"])
+    assert np.array_equal(attacked["clean_prediction"], clean["prediction"])
+    assert not np.array_equal(rows["clean_prediction"], rows["prediction"])
+    assert np.array_equal(attacked["unchanged"], attacked["prediction"] == rows["prediction"])
+    assert attacked["linf"].max() == pytest.approx(0.1)
+    assert (
+        on_correct(clean, rows)["accuracy_on_correct"]
+        == rows["correct"][rows["clean_prediction"] == rows["label"]].mean()
+    )
+
+
+def test_transformed_rows_of_another_edition_are_made_anew(
+    tmp_path: Path, images: ImageSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Chunks of transformed images alone; the others stay."""
+    network, change = small(generator=torch.Generator().manual_seed(0)), Measurement(transform=partial(saturate, p=8.0))
+    for edition, folders in ((1, 2), (2, 3), (2, 3)):
+        monkeypatch.setattr("pellucid.evaluation.TRANSFORMED", edition)
+        for measurement in (Measurement(), change):
+            evaluate(network, images, torch.arange(4), measurement, cells=tmp_path)
+        assert len(list(tmp_path.iterdir())) == folders
+
+
+def test_a_long_table_says_of_each_row_whose_it_is() -> None:
+    """In the order of the parts; what a part lacks is missing there, and a note of such a name gives way."""
+    one = {"index": np.array([3, 4]), "correct": np.array([True, False]), "eps": np.array([0.1, 0.2])}
+    two = {"index": np.array([3]), "correct": np.array([True]), "norm": np.array([0.5])}
+    found = long_table([({"transform": "", "eps": 0.0}, one), ({"transform": "flip", "eps": 1.0}, two)])
+    assert found["index"].tolist() == [3, 4, 3]
+    assert found["correct"].tolist() == [True, False, True]
+    assert found["transform"].tolist() == ["", "", "flip"]
+    assert found["eps"].tolist() == [0.0, 0.0, 1.0]
+    np.testing.assert_array_equal(found["norm"], [np.nan, np.nan, 0.5])
 
 
 def test_rows_of_other_columns_are_made_anew(tmp_path: Path, images: ImageSet, monkeypatch: pytest.MonkeyPatch) -> None:

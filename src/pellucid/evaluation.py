@@ -35,6 +35,7 @@ from pellucid.types import Attack, Generator, Images, Interpreter, Labels, Notes
 
 CHUNK = 100  # images per chunk at most: the seeds hang on it, so it follows from the images' size alone
 COLUMNS = 2  # the edition of the rows' columns: chunks stored with others are made anew
+TRANSFORMED = 2  # the same of what only rows of transformed images have otherwise
 CHUNK_VALUES = 1_300_000  # pixel values per chunk at most: what bounds the memory of large images
 Look = Callable[[Images, Images, Rows], None]
 
@@ -72,14 +73,14 @@ def evaluate(
 ) -> Rows:
     """One row per image of `indices` (row numbers of `images`): what it is, what the model says, how far it was moved.
 
-    Columns: index, label, prediction, clean_prediction (that of the image itself), correct, confidence, margin, and how
-    far each image was moved: linf, l2, l1, and l0 in pixels. What an attack notes on each image (its option
-    `notes`) comes as further columns.
+    Columns: index, label, prediction, clean_prediction (that of the image itself, neither transformed nor attacked),
+    correct, confidence, margin, and how far the attack moved each image: linf, l2, l1, and l0 in pixels. What an attack
+    notes on each image (its option `notes`) comes as further columns.
 
-    With an interpreter also `tau`, `top_k_overlap` and `discrepancy` between the true class's map before and after,
-    and whether the prediction was `unchanged`. `cells` is a folder for finished chunks; `tick` is told how many images
-    were done; `look` is shown the first chunk when it is made: images, attacked images, and their rows. Raises
-    `PellucidError` where an attack leaves its ball or the box.
+    With an interpreter also `tau`, `top_k_overlap` and `discrepancy` between the true class's map before the attack
+    and after, and whether it left the prediction `unchanged`. `cells` is a folder for finished chunks; `tick` is told
+    how many images were done; `look` is shown the first chunk when it is made: images, attacked images, and their rows.
+    Raises `PellucidError` where an attack leaves its ball or the box.
     """
     indices = torch.as_tensor(indices, dtype=torch.long)
     parts = []
@@ -94,11 +95,14 @@ def evaluate(
             if found is not None:
                 parts.append(found)
             else:
-                x, y = images.batch(chunk)
-                if measurement.transform is not None:
-                    x = transformed(measurement.transform, x, chunk, seed)
+                clean, y = images.batch(chunk)
+                change = measurement.transform
+                x = clean if change is None else transformed(change, clean, chunk, seed)
                 generator = torch.Generator(device).manual_seed(derive_seed("evaluate", seed, first))
                 attacked, rows = _measure(model, x.to(device), y.to(device), measurement, generator)
+                if change is not None:
+                    with torch.no_grad():
+                        rows["clean_prediction"] = model(clean.to(device)).argmax(1).cpu().numpy()
                 parts.append({"index": chunk.numpy()} | rows)
                 if look is not None and first == 0:
                     look(x, attacked.cpu(), parts[-1])
@@ -153,7 +157,7 @@ def content_key(
     what = [attack, interpreter, measurement.gradient_norm, measurement.top_k]
     if measurement.transform is not None:
         complete = registry.complete(measurement.transform)
-        what += [registry.describe(complete), _materials(complete)]
+        what += [registry.describe(complete), _materials(complete), TRANSFORMED]
     own = registry.own(measurement.attack, measurement.interpreter, measurement.transform)
     what += [source_digest(f) for f in own]
     where = [version("pellucid"), torch.__version__, device.type, chunk_size(images.shape), COLUMNS]

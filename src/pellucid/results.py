@@ -7,7 +7,7 @@ import math
 import platform
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -104,6 +104,18 @@ def concatenate(parts: list[Rows]) -> Rows:
     tables = [pa.table({n: pa.array(v) for n, v in part.items()}) for part in parts]
     table = pa.concat_tables(tables, promote_options="default") if tables else pa.table({})
     return {name: table[name].to_numpy() for name in names}
+
+
+def long_table(parts: Iterable[tuple[Mapping[str, str | float], Rows]]) -> Rows:
+    """Rows of several measurements as one table, in their order. What tells a part from the others, such as
+    `{"transform": ""}`, stands in a column beside each of its rows; a column of that name of the rows' own gives way.
+    """
+    return concatenate(
+        [
+            rows | {name: np.array([value] * len(rows["index"])) for name, value in named.items()}
+            for named, rows in parts
+        ]
+    )
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:

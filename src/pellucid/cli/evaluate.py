@@ -49,7 +49,9 @@ def evaluate(
         str, typer.Option(help="Of the images, before the model sees them; see `pellucid list transforms`.")
     ] = "",
     weights: WeightsOption = None,
-    out_folder: Annotated[Path | None, typer.Option("--out", help="Keep the rows (Parquet) here.")] = None,
+    out_folder: Annotated[
+        Path | None, typer.Option("--out", help="Keep the rows (Parquet) here: of the images, and transformed.")
+    ] = None,
     seed: SeedOption = 0,
     device: DeviceOption = "cpu",
     mean: MeanOption = "",
@@ -64,7 +66,7 @@ def evaluate(
     from pellucid import registry
     from pellucid.evaluation import Measurement
     from pellucid.evaluation import evaluate as run
-    from pellucid.results import write_rows
+    from pellucid.results import long_table, write_rows
     from pellucid.run_folder import claim_call
 
     only_for_others([model], weights, mean, std)
@@ -90,7 +92,8 @@ def evaluate(
     summary["seconds"] = round(time.monotonic() - started, 2)
     if out_folder:
         claim_call(out_folder, call)
-        write_rows(out_folder / "rows.parquet", rows)
+        parts = [("", clean)] if change is None else [("", clean), (registry.describe(change), rows)]
+        write_rows(out_folder / "rows.parquet", long_table([({"transform": name}, part) for name, part in parts]))
     if json_:
         print_json(summary)
     else:
