@@ -350,6 +350,17 @@ def test_nested_lists_are_arrays_and_ragged_ones_are_refused(tmp_path: Path, mon
     assert "(height, width)" in refusal(lambda: load(odd))
 
 
+def test_scaled_arrays_stay_in_the_box(tmp_path: Path) -> None:
+    """White stays white, where the scaling's rounded weights add up to more than 1, and may be attacked."""
+    white = torch.ones(1, 1, 7, 7)
+    assert torch.nn.functional.interpolate(white, (3, 3), mode="bilinear", antialias=True).max() > 1
+    features = {"image": datasets.Array2D((7, 7), "float32")}
+    found = load(parquet(tmp_path / "test.parquet", [np.ones((7, 7), np.float32)] * 2, [0, 1], **features), size=3)
+    x, _ = found.batch([0, 1])
+    check_images(x)
+    assert x.min() > 1 - 1e-6
+
+
 # What labels may be
 
 

@@ -56,11 +56,14 @@ def _channels_first(arrays: Tensor, source: str) -> Stored:
 
 
 def resized(images: Stored, scale: Scale) -> UInt8[Tensor, "b c s s"] | Float[Tensor, "b c s s"]:
-    """Bilinear with antialiasing to the shorter side, centre crop; integers are rounded."""
+    """Bilinear with antialiasing to the shorter side, centre crop; integers are rounded.
+
+    Floats are cut to [0, 1]: rounded weights may add up to a little more than 1.
+    """
     height, width = images.shape[2:]
     size, factor = scale.crop, scale.shorter / min(height, width)
     high, wide = max(scale.shorter, round(height * factor)), max(scale.shorter, round(width * factor))
     large = functional.interpolate(images.float(), (high, wide), mode="bilinear", antialias=True)
     top, left = (high - size) // 2, (wide - size) // 2
     crop = large[:, :, top : top + size, left : left + size]
-    return crop if images.is_floating_point() else crop.round().clamp(0, 255).to(torch.uint8)
+    return crop.clamp(0, 1) if images.is_floating_point() else crop.round().clamp(0, 255).to(torch.uint8)

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from pellucid.data.imageset import ImageSet, Resident
 
-VERSION = 1  # of what is decoded and how: a new one makes old entries unused
+VERSION = 2  # of what is decoded and how: a new one makes old entries unused
 
 
 def cache_folder() -> Path:
