@@ -5,7 +5,6 @@ from pellucid.data.cues import CueConflict, cue_conflict
 from pellucid.data.groups import RESTRICTED, SIXTEEN
 from pellucid.data.imageset import ImageSet, batches, resident
 from pellucid.data.loading import load
-from pellucid.data.structure import check_images, check_labels
 from pellucid.data.subsets import subset
 
 __all__ = [
@@ -15,8 +14,6 @@ __all__ = [
     "Entry",
     "ImageSet",
     "batches",
-    "check_images",
-    "check_labels",
     "cue_conflict",
     "known",
     "load",
