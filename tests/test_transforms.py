@@ -1,5 +1,6 @@
 """Transforms of images: identities, inverses, what is kept, what a seed decides."""
 
+import io
 import json
 import math
 from collections.abc import Callable
@@ -26,6 +27,7 @@ from pellucid.errors import PellucidError
 from pellucid.evaluation import Measurement, evaluate, transformed
 from pellucid.models import save_model
 from pellucid.outcome import on_correct
+from pellucid.report.contact_sheet import contact_sheet
 from pellucid.results import wilson
 from pellucid.stylising import FeedForward, adain, decoder_layers, encoder_layers
 from pellucid.transforms.frequency import high_pass, low_pass, random_fourier
@@ -357,6 +359,18 @@ def test_several_transforms_are_several_sets(tmp_path: Path, capsys: pytest.Capt
     sets = [load(tmp_path / name) for name in ("1-saturate", "2-saturate", "3-high_pass")]
     assert set(sets[1].batch(range(3))[0].unique().tolist()) <= {0.0, float(torch.tensor(128 / 255)), 1.0}
     assert not torch.equal(sets[0].batch(range(3))[0], sets[1].batch(range(3))[0])
+
+
+@pytest.mark.parametrize(("h", "w"), [(8, 16), (24, 8), (300, 150)])
+def test_sheets_keep_the_shape_of_images(h: int, w: int) -> None:
+    """The longer side fills its square of 112 pixels; what the shorter one leaves is white, to both sides."""
+    sheet = Image.open(io.BytesIO(contact_sheet({"dark": np.zeros((1, 3, h, w))}, ["one"])))
+    tile = np.asarray(sheet)[26 : 26 + 112, 8 : 8 + 112].mean(2)
+    high, wide = 112 * h // max(h, w), 112 * w // max(h, w)
+    expected = np.full((112, 112), 255.0)
+    top, left = (112 - high) // 2, (112 - wide) // 2
+    expected[top : top + high, left : left + wide] = 0
+    np.testing.assert_array_equal(tile, expected)
 
 
 def test_accuracy_on_correct_by_hand() -> None:

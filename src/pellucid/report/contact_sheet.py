@@ -17,7 +17,8 @@ BLOCKS = 2  # side by side, where a row is short
 def contact_sheet(columns: Mapping[str, Float[np.ndarray, "b c h w"]], captions: Sequence[str]) -> bytes:
     """A PNG: under each column's name its images, in the order of the captions, which stand below the first column.
 
-    Pixels beyond [0, 1], which filters leave, are drawn cut, as they are written.
+    Pixels beyond [0, 1], which filters leave, are drawn cut, as they are written; images that are not square stand
+    amid white.
     """
     names, rows = list(columns), len(captions)
     blocks = BLOCKS if len(names) <= 4 and rows > 4 else 1
@@ -41,6 +42,10 @@ def contact_sheet(columns: Mapping[str, Float[np.ndarray, "b c h w"]], captions:
 
 
 def _tile(image: Float[np.ndarray, "c h w"]) -> Image.Image:
-    pixels = photograph_pixels(image)
-    enlarge = Image.Resampling.NEAREST if max(pixels.shape[:2]) <= _SIDE else Image.Resampling.LANCZOS
-    return Image.fromarray(pixels).convert("RGB").resize((_SIDE, _SIDE), enlarge)
+    """The image, its longer side of `_SIDE`, amid a white square."""
+    picture = Image.fromarray(photograph_pixels(image)).convert("RGB")
+    enlarge = Image.Resampling.NEAREST if max(picture.size) <= _SIDE else Image.Resampling.LANCZOS
+    wide, high = (max(1, round(n * _SIDE / max(picture.size))) for n in picture.size)
+    square = Image.new("RGB", (_SIDE, _SIDE), "white")
+    square.paste(picture.resize((wide, high), enlarge), ((_SIDE - wide) // 2, (_SIDE - high) // 2))
+    return square
