@@ -23,6 +23,8 @@ Generator = torch.Generator | None
 Reading = Literal["as_written", "as_coded"]  # where a paper and its code disagree
 Notes = dict[str, Tensor | np.ndarray] | None  # where an attack that is given it writes one value per image and name
 
+LUMA = (0.299, 0.587, 0.114)  # of R, G and B in a grey image (ITU-R BT.601, and JPEG)
+
 
 @runtime_checkable
 class Attack(Protocol):

@@ -15,7 +15,7 @@ from pellucid.data.groups import RESTRICTED
 from pellucid.data.imageset import ImageSet, Indices, batches, resident
 from pellucid.errors import PellucidError
 
-LUMA = (0.2989, 0.5870, 0.1140)
+ROSS_LUMA = (0.2989, 0.5870, 0.1140)  # as their code rounds it, not `types.LUMA`: white becomes 0.9999
 HELD_OUT = 5_000
 SVHN_TRAIN, SVHN_TEST = 200_000, 26_032
 SVHN_VALID = (400, 200)  # per class, of train and of extra
@@ -205,8 +205,8 @@ def _grey(parts: list[tuple[ImageSet, Rows]], split: str) -> ImageSet:
 
 
 def luma(x: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 1 h w"]:
-    """0.2989 R + 0.5870 G + 0.1140 B."""
-    return torch.einsum("bchw,c->bhw", x, x.new_tensor(LUMA))[:, None]
+    """0.2989 R + 0.5870 G + 0.1140 B, as in Ross & Doshi-Velez's code."""
+    return torch.einsum("bchw,c->bhw", x, x.new_tensor(ROSS_LUMA))[:, None]
 
 
 def _exactly(images: ImageSet, n: int, name: str) -> ImageSet:

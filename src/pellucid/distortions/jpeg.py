@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from pellucid.types import Images
+from pellucid.types import LUMA, Images
 
 # ITU-T T.81 (1992), tables K.1 and K.2: what libjpeg calls quality 50.
 LUMINANCE = (
@@ -28,7 +28,7 @@ CHROMINANCE = (
     *((99,) * 8 for _ in range(4)),
 )
 # JFIF 1.02: luma, and the two colour differences, of RGB.
-YCBCR = ((0.299, 0.587, 0.114), (-0.168735892, -0.331264108, 0.5), (0.5, -0.418687589, -0.081312411))
+YCBCR = (LUMA, (-0.168735892, -0.331264108, 0.5), (0.5, -0.418687589, -0.081312411))
 
 Rounding = Literal["none", "soft", "straight_through"]
 Coefficients = Float[Tensor, "b d"]  # of all 8x8 blocks, in quantisation steps; luminance first

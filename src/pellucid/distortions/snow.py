@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pellucid.balls import Radius, per_image
-from pellucid.types import Generator, Images, PerExample
+from pellucid.types import LUMA, Generator, Images, PerExample
 
 LAYERS = 7
 CELL = 4  # pixels: one flake per cell and layer
@@ -57,7 +57,7 @@ def distort(x: Images, flakes: Flakes, streaks: Streaks, *, eps: float, veil: fl
 
     Source: Kang et al. 2019, sec. 2; the whitening is that of Hendrycks & Dietterich 2019.
     """
-    luma = torch.tensor((0.299, 0.587, 0.114), dtype=x.dtype, device=x.device).reshape(1, 3, 1, 1)
+    luma = torch.tensor(LUMA, dtype=x.dtype, device=x.device).reshape(1, 3, 1, 1)
     grey = (luma * x).sum(1, keepdim=True) if x.shape[1] == 3 else x.mean(1, keepdim=True)
     white = (1 - veil) * x + veil * torch.maximum(x, 1.5 * grey + 0.5)
     return (white + eps * fall(flakes, streaks, *x.shape[2:])).clamp(0, 1)

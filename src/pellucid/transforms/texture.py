@@ -10,7 +10,9 @@ from pellucid.draws import Draws, uniform
 from pellucid.errors import PellucidError
 from pellucid.inputs import check_images
 from pellucid.stylising import adain, cut_out, decoder, encoder, paintings, three_channels, transfer_network
-from pellucid.types import Images
+from pellucid.types import LUMA, Images
+
+LEAST = 5  # pixels that the longer side must have for the feed-forward network's instance norms
 
 
 def saturate(x: Images, *, p: float = 8.0, generator: Draws = None) -> Images:
@@ -93,8 +95,4 @@ def fast_style(x: Images, *, weights: str = "", generator: Draws = None) -> Imag
 def _as_given(found: Float[Tensor, "b 3 h w"], x: Images) -> Images:
     """In the box, and grey where the images were."""
     found = found.clamp(0, 1)
-    return (
-        found
-        if x.shape[1] == 3
-        else torch.einsum("bchw,c->bhw", found, found.new_tensor((0.299, 0.587, 0.114)))[:, None]
-    )
+    return found if x.shape[1] == 3 else torch.einsum("bchw,c->bhw", found, found.new_tensor(LUMA))[:, None]
