@@ -174,6 +174,18 @@ def test_the_coded_filters_keep_the_published_shares() -> None:
     torch.testing.assert_close(low.mean(), x.mean(), rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(
+    "transform", [partial(low_pass, radius=3), partial(high_pass, radius=3), partial(random_fourier, p=0.4)]
+)
+def test_images_in_half_precision_are_filtered_in_single(transform: Transform, dtype: torch.dtype) -> None:
+    """And rounded once, to what they were; 12 x 10 pixels, of which no library has a transform in halves."""
+    x = images(2, 3, 12, 10, dtype=torch.float32).to(dtype)
+    found = transform(x, generator=torch.Generator().manual_seed(0))
+    assert found.dtype == dtype
+    assert torch.equal(found, transform(x.float(), generator=torch.Generator().manual_seed(0)).to(dtype))
+
+
 def test_random_filters_drop_modes_with_their_probability() -> None:
     """In pairs of conjugates, so that nothing imaginary is lost; each channel for itself; the share is p."""
     x = images(8, 3, 32, 32)
@@ -195,7 +207,8 @@ def test_random_filters_drop_modes_with_their_probability() -> None:
         (lambda x: saturate(x, p=0), "above 0"),
         (lambda x: saturate(x, p=math.nan), "above 0"),
         (lambda x: patch_shuffle(x, k=3), "2, 4, 8 do"),
-        (lambda x: patch_shuffle(x, k=0), "at least 1"),
+        (lambda x: patch_shuffle(x, k=0), r"patch_shuffle\(k=0\) must be .* at least 1: images are cut into k x k"),
+        (lambda x: patch_shuffle(x, k=True), r"patch_shuffle\(k=True\) must be a whole number"),
         (lambda x: low_pass(x, radius=-1), "from 0 to 5.65"),
         (lambda x: high_pass(x, radius=6), "from 0 to 5.65"),
         (lambda x: low_pass(x, radius=9, reading="as_coded"), "indices"),
@@ -203,6 +216,7 @@ def test_random_filters_drop_modes_with_their_probability() -> None:
         (lambda x: saturate(255 * x), "must lie in"),
         (lambda x: stylize(x, encoder_weights="nowhere", decoder_weights="nowhere"), "at least 16 pixels"),
         (lambda x: fast_style(x, weights="nowhere.safetensors"), "no file 'nowhere.safetensors'"),
+        (lambda x: fast_style(x[:, :, :4, :4]), "at least 5 pixels on the longer side, not 4 x 4"),
     ],
 )
 def test_settings_out_of_range_are_refused(call: Callable[[Tensor], Tensor], says: str) -> None:
@@ -288,7 +302,7 @@ def test_stylising_mixes_statistics_and_draws_a_painting_per_image(weights: dict
         put(x, alpha=1.5)
 
 
-@pytest.mark.parametrize("size", [(16, 16), (17, 22)])
+@pytest.mark.parametrize("size", [(16, 16), (17, 22), (1, 5)])
 def test_the_feed_forward_network_layer_by_layer(weights: dict[str, str], size: tuple[int, int]) -> None:
     """Against its description written out with torch's own layers: SAME borders, instance norms, transposed cut."""
     w = {name: t.double() for name, t in stylising.read_state_dict(Path(weights["fast"])).items()}

@@ -1,7 +1,7 @@
 """Images without some of their frequencies.
 
 Frequencies are in cycles per image, down and across: of n pixels from -n/2 to n/2. Filters are linear, so what they
-return may leave [0, 1]; `clip` cuts it.
+return may leave [0, 1]; `clip` cuts it. Images in half precision are filtered in single, and come back in half.
 """
 
 import math
@@ -105,5 +105,6 @@ def _disc(name: str, x: Images, radius: float, reading: Reading, *, beyond: bool
 def _filtered(x: Images, kept: Bool[Tensor, "..."], clip: bool) -> Images:
     if not len(x):
         return x
-    found = torch.fft.ifft2(torch.fft.fft2(x) * kept).real
+    wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x  # there is no Fourier transform of halves
+    found = torch.fft.ifft2(torch.fft.fft2(wide) * kept).real.to(x.dtype)
     return found.clamp(0, 1) if clip else found

@@ -1,9 +1,10 @@
 """What keeps texture and takes shape: patches in another order."""
 
+from numbers import Integral
+
 from pellucid.draws import Draws, uniform
 from pellucid.errors import PellucidError
 from pellucid.inputs import check_images
-from pellucid.search import check_counts
 from pellucid.types import Images
 
 
@@ -11,9 +12,13 @@ def patch_shuffle(x: Images, *, k: int = 4, generator: Draws = None) -> Images:
     """The k x k patches of each image in an order of its own, all orders as likely; k = 1 changes nothing.
 
     Source: Zhang & Zhu 2019, sec. 3.2 (k = 2, 4, 8). Deviation: theirs is drawn anew at every call, without a seed.
-    Raises `PellucidError` unless k divides height and width.
+    Raises `PellucidError` unless k is a whole number from 1 that divides height and width.
     """
-    check_counts(k=k)
+    if isinstance(k, bool) or not isinstance(k, Integral) or k < 1:
+        raise PellucidError(
+            f"patch_shuffle(k={k!r}) must be a whole number of at least 1: images are cut into k x k patches, and 1 "
+            "changes nothing"
+        )
     check_images(x)
     b, c, h, w = x.shape
     if h % k or w % k:

@@ -83,10 +83,15 @@ def fast_style(x: Images, *, weights: str = "", generator: Draws = None) -> Imag
 
     Source: Johnson et al. 2016; Ulyanov et al. 2016 for the instance norm. As fast-style-transfer's evaluation feeds
     it, with pixels up to 255; its training had them up to 1, which moves the result by a few thousandths.
-    Raises `PellucidError` for missing or foreign weights.
+    Raises `PellucidError` for missing or foreign weights, and for images whose longer side is below 5 pixels.
     """
     del generator
     check_images(x)
+    if max(x.shape[2:]) < LEAST:
+        raise PellucidError(
+            f"fast_style wants images of at least {LEAST} pixels on the longer side, not {x.shape[2]} x {x.shape[3]}: "
+            "of smaller ones two strides of 2 leave a single position, and instance norms nothing"
+        )
     if len(x) == 0:
         return x
     return _as_given(transfer_network(weights, x)(three_channels(x)), x)
