@@ -629,15 +629,30 @@ def right(name: str, folder: Path, count: int) -> int:
 
 @pytest.mark.parametrize(("name", "expected"), [("squeezenet1_1", 318), ("resnet20", 455)])
 def test_published_weights_on_real_images(name: str, expected: int, real_data: Path) -> None:
-    """Of the first 500 images as many as were counted when the weights were found to be the published ones."""
-    assert right(name, real_data, 500) == expected
+    """Of the first 500 images as many as were counted when the weights were found to be the published ones: up to two
+    whose first logits are nearly tied, which another processor may order otherwise."""
+    assert abs(right(name, real_data, 500) - expected) <= 2
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "expected"), [("squeezenet1_1", 602), ("resnet20", 9173)])
-def test_published_weights_have_their_published_accuracy(name: str, expected: int, real_data: Path) -> None:
-    """ResNet-20's 91.73 % of CIFAR-10's test set; SqueezeNet's 60.2 % of 1,000 ImageNet images."""
-    assert right(name, real_data, 10_000) == expected
+@pytest.mark.parametrize(
+    ("name", "percent", "tolerance", "n"), [("squeezenet1_1", 60.2, 0.1, 1_000), ("resnet20", 91.73, 0.02, 10_000)]
+)
+def test_published_weights_have_their_published_accuracy(
+    name: str, percent: float, tolerance: float, n: int, real_data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By `pellucid evaluate`: ResNet-20's 91.73 % of CIFAR-10's test set, SqueezeNet's 60.2 % of 1,000 ImageNet images.
+
+    The tolerance is one image and two: nearly tied logits.
+    """
+    weights, data, split = published(name, real_data)
+    assert run(["evaluate", "--model", name, "--weights", str(weights), "--data", data, "--json"]) == 0
+    found: dict[str, Any] = json.loads(capsys.readouterr().out)
+    low, high = (100 * end for end in found["interval"])
+    assert (found["split"], found["n"]) == (split, n)
+    assert 100 * found["accuracy"] == pytest.approx(percent, abs=tolerance + 1e-9)
+    assert low < percent < high
+    assert high - low == pytest.approx(2 * 196 * math.sqrt(percent / 100 * (1 - percent / 100) / n), rel=0.01)
 
 
 def test_published_weights_want_their_normalisation(real_data: Path) -> None:
