@@ -255,8 +255,11 @@ def test_adain_has_the_styles_statistics() -> None:
 
 
 def filled(network: nn.Module, seed: int = 0) -> dict[str, Tensor]:
+    """Random weights of 0.1, or, where that is less, such that a layer keeps the size of what it is given."""
     generator = torch.Generator().manual_seed(seed)
-    return {name: 0.1 * torch.empty_like(t).normal_(generator=generator) for name, t in network.state_dict().items()}
+    scales = {name: min(0.1, (2 / max(1, t[0].numel())) ** 0.5) for name, t in network.state_dict().items()}
+    drawn = {name: torch.empty_like(t).normal_(generator=generator) for name, t in network.state_dict().items()}
+    return {name: scales[name] * t for name, t in drawn.items()}
 
 
 @pytest.fixture
@@ -276,12 +279,131 @@ def weights(tmp_path: Path) -> dict[str, str]:
     }
 
 
-def test_stylising_mixes_statistics_and_draws_a_painting_per_image(weights: dict[str, str], tmp_path: Path) -> None:
-    """In the box; the same seed the same paintings, whatever the batch; alpha 0 needs none; grey comes back grey."""
-    for number in range(5):
-        (tmp_path / "art/train/any").mkdir(parents=True, exist_ok=True)
-        pixels = np.random.default_rng(number).integers(0, 256, (30, 24 + number, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(tmp_path / f"art/train/any/{number}.png")
+def paint(folder: Path, seed: int, count: int = 5) -> None:
+    """Paintings of several sizes, as a folder of one class."""
+    (folder / "train/any").mkdir(parents=True, exist_ok=True)
+    for number in range(count):
+        pixels = np.random.default_rng([seed, number]).integers(0, 256, (30, 24 + number, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"train/any/{number}.png")
+
+
+def published(spec: str) -> nn.Sequential:
+    """pytorch-AdaIN's networks layer by layer: P reflects a border, C convolves 3 x 3, M pools, U enlarges."""
+    layers: list[nn.Module] = []
+    for word in spec.split():
+        kind, *widths = word.split(",")
+        before, after = (int(n) for n in widths) if widths else (0, 0)
+        made = {
+            "I": lambda: nn.Conv2d(3, 3, (1, 1)),
+            "P": lambda: nn.ReflectionPad2d((1, 1, 1, 1)),
+            "C": lambda before=before, after=after: nn.Conv2d(before, after, (3, 3)),
+            "R": nn.ReLU,
+            "M": lambda: nn.MaxPool2d((2, 2), (2, 2), (0, 0), ceil_mode=True),
+            "U": lambda: nn.UpsamplingNearest2d(scale_factor=2),
+        }
+        layers.append(made[kind]())
+    return nn.Sequential(*layers)
+
+
+VGG = (
+    "I P C,3,64 R P C,64,64 R M P C,64,128 R P C,128,128 R M "
+    "P C,128,256 R P C,256,256 R P C,256,256 R P C,256,256 R M P C,256,512 R"
+)
+MIRROR = (
+    "P C,512,256 R U P C,256,256 R P C,256,256 R P C,256,256 R P C,256,128 R U "
+    "P C,128,128 R P C,128,64 R U P C,64,64 R P C,64,3"
+)
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "shape"),
+    [(stylising.encoder, VGG, (2, 3, 21, 34)), (stylising.decoder, MIRROR, (2, 512, 3, 5))],
+    ids=["encoder", "decoder"],
+)
+def test_the_networks_of_adain_are_those_published(
+    ours: Callable[[str, Tensor], nn.Module], theirs: str, shape: tuple[int, ...], weights: dict[str, str]
+) -> None:
+    """Layer 30 of the one is relu4_1, an eighth of the image rounded up; tensors go by the layers' numbers."""
+    twin = published(theirs).double()
+    file = Path(weights[ours.__name__])
+    stored = stylising.read_state_dict(file)
+    twin.load_state_dict({name: stored[name] for name in twin.state_dict()})
+    x = torch.empty(shape, dtype=torch.float64).uniform_(generator=torch.Generator().manual_seed(0))
+    expected = twin(x)
+    assert expected.shape == ((2, 512, 3, 5) if ours is stylising.encoder else (2, 3, 24, 40))
+    assert expected.std() > 1e-3
+    torch.testing.assert_close(ours(str(file), x)(x), expected, rtol=1e-12, atol=1e-12)
+
+
+def by_hand(x: Tensor, painting: Path, weights: dict[str, str]) -> Tensor:
+    """`decode(AdaIN(encode(x), encode(painting)))` of one image, cut to [0, 1], without our networks and our loader."""
+    side = max(x.shape[1:])
+    with Image.open(painting) as opened:
+        wide, high = (max(side, round(n * side / min(opened.size))) for n in opened.size)
+        scaled = torch.from_numpy(np.array(opened.resize((wide, high), Image.Resampling.BILINEAR))).permute(2, 0, 1)
+    top, left = (high - side) // 2, (wide - side) // 2
+    square = scaled[:, top : top + side, left : left + side]
+    top, left = (side - x.shape[1]) // 2, (side - x.shape[2]) // 2
+    style = (square[:, top : top + x.shape[1], left : left + x.shape[2]].float() / 255).to(x)
+    encode, decode = published(VGG).to(x), published(MIRROR).to(x)
+    for network, name in ((encode, "encoder"), (decode, "decoder")):
+        stored = stylising.read_state_dict(Path(weights[name]))
+        network.load_state_dict({key: stored[key] for key in network.state_dict()})
+    a, b = (encode(image[None])[0].flatten(1) for image in (x, style))
+    moments = [(t.mean(1, keepdim=True), (t.var(1, keepdim=True) + 1e-5).sqrt()) for t in (a, b)]
+    mixed = moments[1][1] * (a - moments[0][0]) / moments[0][1] + moments[1][0]
+    found = decode(mixed.view(1, 512, -(-x.shape[1] // 8), -(-x.shape[2] // 8)))[0]
+    return found[:, : x.shape[1], : x.shape[2]].clamp(0, 1)
+
+
+def test_stylising_puts_the_painting_that_was_drawn_on_each_image(weights: dict[str, str], tmp_path: Path) -> None:
+    """By hand, image by image; by seed other paintings, of all of them."""
+    paint(tmp_path / "art", 0)
+    styled = partial(stylize, encoder_weights=weights["encoder"], decoder_weights=weights["decoder"])
+    x, files = images(4, 3, 20, 17), sorted((tmp_path / "art/train/any").iterdir())
+    found, drawn = [], []
+    for seed in (0, 1):
+        found.append(styled(x, styles=str(tmp_path / "art"), generator=PerImage(seed, range(4))))
+        draws = [float(torch.empty(()).uniform_(generator=stream)) for stream in PerImage(seed, range(4)).streams]
+        drawn.append([int(5 * u) for u in draws])
+        expected = torch.stack([by_hand(one, files[n], weights) for one, n in zip(x, drawn[-1], strict=True)])
+        torch.testing.assert_close(found[-1], expected, rtol=0, atol=1e-9)
+        assert ((expected > 0) & (expected < 1)).double().mean() > 0.5  # else the box would hide what is put on
+    for one, another, n, m in zip(*found, *drawn, strict=True):
+        assert torch.equal(one, another) == (n == m)
+    assert len({*drawn[0], *drawn[1]}) > 2
+
+
+def test_paintings_are_read_again_when_they_have_changed(
+    weights: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their files, of the same names; one more of them; or where `$PELLUCID_DATA` is."""
+    styled = partial(stylize, encoder_weights=weights["encoder"], decoder_weights=weights["decoder"])
+    x = images(2, 3, 16, 16)
+
+    def put(styles: str) -> Tensor:
+        return styled(x, styles=styles, generator=PerImage(0, range(2)))
+
+    for number in (1, 2):
+        paint(tmp_path / f"{number}/art", number)
+    one, two = (put(str(tmp_path / f"{number}/art")) for number in (1, 2))
+    assert not torch.equal(one, two)
+    for number, expected in ((1, one), (2, two)):
+        monkeypatch.setenv("PELLUCID_DATA", str(tmp_path / str(number)))
+        assert torch.equal(put("art"), expected)
+    paint(tmp_path / "1/art", 2)
+    assert torch.equal(put(str(tmp_path / "1/art")), two)
+    paint(tmp_path / "1/art", 2, count=50)
+    assert not torch.equal(put(str(tmp_path / "1/art")), two)
+    assert stylising.paintings("digits", "test", 16) is stylising.paintings("digits", "test", 16)
+    assert stylising.paintings(str(tmp_path / "2/art"), "train", 16) is stylising.paintings(
+        str(tmp_path / "2/art"), "train", 16
+    )
+
+
+def test_stylising_stays_in_the_box_and_takes_grey(weights: dict[str, str], tmp_path: Path) -> None:
+    """The same paintings whatever the batch; alpha 0 needs none; grey comes back grey; what is foreign is refused."""
+    paint(tmp_path / "art", 0)
     put = partial(
         stylize, encoder_weights=weights["encoder"], decoder_weights=weights["decoder"], styles=str(tmp_path / "art")
     )

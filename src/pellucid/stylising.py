@@ -3,8 +3,9 @@
 Their tensors are read by name and shape and nothing else; a file is read once, as long as it is not changed.
 """
 
+import os
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import TypeVar
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pellucid.data import ImageSet, load
+from pellucid.data.sources import Place, locate
 from pellucid.errors import PellucidError
 from pellucid.types import Images
 from pellucid.weights import read_state_dict
@@ -175,10 +177,38 @@ def _read_once(
     return network.to(device, dtype).eval().requires_grad_(False)
 
 
-@lru_cache(maxsize=2)
 def paintings(styles: str, split: str, side: int) -> ImageSet:
-    """Style images, the shorter side scaled to so many pixels and the centre cut out; many are read on demand."""
+    """Style images, the shorter side scaled to so many pixels and the centre cut out; many are read on demand.
+
+    They are opened once, as long as their files are the same and unchanged, wherever `$PELLUCID_DATA` is. Raises
+    `PellucidError` as `load` does.
+    """
+    if "@" in styles and not Path(styles).expanduser().exists():  # a preparation, made of who knows which files
+        return load(styles, split, size=side)
+    return _open_once(styles, split, side, () if styles == "digits" else _state(locate(styles, split)))
+
+
+@lru_cache(maxsize=2)
+def _open_once(styles: str, split: str, side: int, state: tuple[object, ...]) -> ImageSet:
+    del state
     return load(styles, split, size=side)
+
+
+def _state(place: Place) -> tuple[object, ...]:
+    """Path, size and time of change of every file: `cache.identity`, but for each batch, so twenty times as fast."""
+    if place.folder is not None:
+        return tuple(_files(str(place.folder)))
+    stats = [(file, file.stat()) for file in place.parquet]
+    return place.hub, place.config, *((str(file), stat.st_size, stat.st_mtime_ns) for file, stat in stats)
+
+
+def _files(folder: str) -> Iterator[tuple[str, int, int]]:
+    for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
+        if entry.is_dir():
+            yield from _files(entry.path)
+        else:
+            stat = entry.stat()
+            yield entry.path, stat.st_size, stat.st_mtime_ns
 
 
 def cut_out(x: Float[Tensor, "b c side side"], size: tuple[int, int]) -> Float[Tensor, "b 3 h w"]:
