@@ -274,7 +274,7 @@ def test_audit_figures_follow_from_its_rows(tmp_path: Path, network: nn.Module, 
         data={"name": "digits", "split": "test", "images": "first:120"},
         tick=ticks.append,
     ).figures
-    assert sum(ticks) == total_work([subject], 120, PROTOCOL, images.shape)
+    assert sum(ticks) == total_work([subject], 120, PROTOCOL, images)
     rows = read_rows(tmp_path / "rows.parquet")
     stands = rows["correct"][rows["measurement"] == "clean"].astype(bool)
     model = json.loads((tmp_path / "audit.json").read_text())["models"][0]

@@ -19,23 +19,14 @@ from pellucid.data.imageset import resident
 from pellucid.draws import PerImage
 from pellucid.errors import PellucidError
 from pellucid.evaluation import Measurement, evaluate
-from pellucid.interpreters.gradients import smoothgrad
-from pellucid.looks import (
-    _pairs,
-    changes,
-    fitting_stimuli,
-    levels,
-    look,
-    map_figures,
-    noise_gini,
-    shape_bias,
-    smooth_maps,
-    work,
-)
+from pellucid.looks import _pairs, changes, levels, look, work
 from pellucid.metrics import edges, gini, share_within
 from pellucid.models import save_model
 from pellucid.protocol import Looks
-from pellucid.results import Rows
+from pellucid.results import Rows, read_rows
+from pellucid.salience import noise_gini, numbers, smooth_maps, summed_up
+from pellucid.shape_bias import fitting_stimuli, shape_bias
+from pellucid.summary import paired_means, paired_on_correct
 from pellucid.transforms.shape import patch_shuffle
 
 
@@ -97,27 +88,30 @@ def test_curves_are_the_accuracies_counted_here(digits: ImageSet, tmp_path: Path
     models = {name: small(generator=torch.Generator().manual_seed(seed)).eval() for name, seed in (("a", 0), ("b", 1))}
     rows, ticks = torch.arange(40), []
     asked = Looks(map_images=3, shown=2)
-    found, pictures = look(models, digits, rows, asked, seed=5, cells=tmp_path, tick=ticks.append)
-    assert sum(ticks) == 2 * work(digits.shape, 40, asked)
+    looked = look(models, digits, rows, asked, seed=5, cells=tmp_path, tick=ticks.append)
+    found = looked.figures
+    assert sum(ticks) == 2 * work(digits, 40, asked)
     x, y = digits.batch(rows)
     entry = next(e for e in found["curves"] if e["transform"] == "patch shuffling" and e["level"] == "4")
     shuffled = patch_shuffle(x, k=4, generator=PerImage(5, range(40)))
-    right = {}
+    still = {}
     for mine in entry["models"]:
         with torch.no_grad():
             before = models[mine["name"]](x).argmax(1) == y
-            right[mine["name"]] = models[mine["name"]](shuffled).argmax(1) == y
-        assert mine["count"] == int(right[mine["name"]].sum())
+            right = models[mine["name"]](shuffled).argmax(1) == y
+        assert mine["count"] == int(right.sum())
         assert mine["n_correct"] == int(before.sum())
-    pair = next(p for p in found["pairs"] if p["transform"] == "patch shuffling" and p["level"] == "4")
-    assert pair["difference"] == pytest.approx(float((right["a"].double() - right["b"].double()).mean()))
+        still[mine["name"]] = float((before & right).sum() / before.sum())
+        np.testing.assert_array_equal(looked.rows[mine["name"], entry["of"]]["correct"], right.numpy())
+    pair = next(p for p in found["pairs"] if p["of"] == "patch shuffling" and p["level"] == "4")
+    assert pair["difference"] == pytest.approx(still["a"] - still["b"])
     neutral = next(e for e in found["curves"] if e["transform"] == "saturation" and e["level"] == "2")
     assert all(
         mine["accuracy_on_correct"] == 1 or math.isnan(mine["accuracy_on_correct"]) for mine in neutral["models"]
     )
-    again, _ = look(models, digits, rows, asked, seed=5, cells=tmp_path)
-    assert json.dumps(again) == json.dumps(found)
-    assert set(pictures) == {
+    again = look(models, digits, rows, asked, seed=5, cells=tmp_path)
+    assert json.dumps(again.figures) == json.dumps(found)
+    assert set(looked.pictures) == {
         f"looks/{kind}/{i}{name}"
         for kind in ("clean", "saturated", "shuffled")
         for i in (0, 1)
@@ -140,45 +134,60 @@ def test_levels_fit_the_images() -> None:
 
 
 def test_smooth_maps_are_smoothgrad(digits: ImageSet) -> None:
-    """Of log p of the true class, magnitudes added over channels, the noise the same for every model."""
+    """Of log p of the true class, magnitudes added over channels: the same as a loop over noise of each image's own."""
     model = small(generator=torch.Generator().manual_seed(0)).eval()
     x, y = digits.batch(range(3))
-    found = smooth_maps(model, x, y, seed=2)
-    generator = torch.Generator().manual_seed(2)
-    with torch.no_grad():
-        expected = (
-            smoothgrad(model, x, y[:, None], samples=25, sigma=0.1, of="log_probability", generator=generator)[:, 0]
-            .abs()
-            .sum(1)
-        )
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
-    figures = map_figures(found, x, found, 0)
-    assert figures["tau"]["value"] == pytest.approx(1)
-    assert figures["edges"]["value"] == pytest.approx(float(share_within(found, edges(x)).mean()))
+    found = smooth_maps(model, x, y, rows=[0, 1, 2], seed=2)
+    for i in range(3):
+        noise, total = PerImage(2, [i], "smoothgrad of clean images").streams[0], torch.zeros_like(x[i])
+        for _ in range(25):
+            at = (x[i] + 0.1 * (x[i].max() - x[i].min()) * torch.empty_like(x[i]).normal_(generator=noise))[None]
+            at = at.requires_grad_()
+            total += torch.autograd.grad(model(at).log_softmax(1)[0, y[i]], at)[0][0]
+        torch.testing.assert_close(found[i], (total / 25).abs().sum(0), rtol=1e-3, atol=1e-6)
+
+
+def test_a_map_hangs_on_its_image_alone() -> None:
+    """Not on its place, on how many stand beside it, or on which; another kind of images has noise of its own."""
+    model, digits = small(generator=torch.Generator().manual_seed(0)).eval(), load("digits", "test")
+    rows = list(range(40, 60))
+    x, y = digits.batch(rows)
+    found = smooth_maps(model, x, y, rows=rows, seed=2)
+    chosen = [17, 3, 18]
+    alone = smooth_maps(model, x[chosen], y[chosen], rows=[rows[i] for i in chosen], seed=2)
+    torch.testing.assert_close(alone, found[chosen], rtol=1e-3, atol=1e-6)
+    other = smooth_maps(model, x[chosen], y[chosen], rows=[rows[i] for i in chosen], seed=2, kind="saturated")
+    assert float((other - alone).abs().max()) > 0.01 * float(alone.max())
 
 
 def test_the_numbers_of_maps_by_hand(generator: torch.Generator) -> None:
-    """Maps that are their images' edges lie on those, and not on the next image's; no tau without maps before, -1 to
+    """Maps that are their images' edges lie on those, and not on another image's; no tau without maps before, -1 to
     reversed ones; zeros count nowhere; few give no interval, and one has no control."""
     x = torch.zeros(12, 1, 10, 10)
     for i in range(12):
         x[i, 0, :, 3 if i % 2 else 7 :] = 1  # the step's two columns: 2 and 3, or 6 and 7
     maps = edges(x).float()
-    found = map_figures(maps, x, None, 0)
+    found = summed_up(numbers(maps, x, None), 0)
     assert found["edges"]["value"] == 1
     assert found["edges_more"]["value"] == 1
     assert found["edges"]["n"] == 12
     assert found["gini"]["value"] == pytest.approx(0.8)
     assert "tau" not in found
     noise = torch.empty(12, 10, 10).uniform_(generator=generator)
-    flat = map_figures(noise, x, 1 - noise, 0)
+    flat = summed_up(numbers(noise, x, 1 - noise), 0)
     assert flat["tau"]["value"] == pytest.approx(-1)
     assert abs(flat["edges_more"]["value"]) < 0.02
     assert flat["tau"]["low"] is not None
+    same = summed_up(numbers(noise, x, noise), 0)
+    assert same["tau"]["value"] == pytest.approx(1)
+    assert same["tau_more"]["value"] == pytest.approx(1, abs=0.1)  # other noise has nothing in common
+    apart = numbers(noise, x, noise.roll(-1, 0))  # of each image's map before, the next image's map now
+    assert summed_up(apart, 0)["tau_more"]["value"] == pytest.approx(-1, abs=0.1)
     maps[:3] = 0
-    assert map_figures(maps, x, None, 0)["edges"]["n"] == 9
-    assert map_figures(maps, x, None, 0)["edges"]["low"] is None
-    assert "edges_more" not in map_figures(maps[5:6], x[5:6], None, 0)
+    few = summed_up(numbers(maps, x, None), 0)
+    assert few["edges"]["n"] == 9
+    assert few["edges"]["low"] is None
+    assert not {"edges_more", "tau_more"} & set(numbers(maps[5:6], x[5:6], maps[5:6]))
 
 
 def test_noise_has_its_gini_index() -> None:
@@ -188,32 +197,74 @@ def test_noise_has_its_gini_index() -> None:
 
 
 def test_pairs_are_corrected_together_and_leave_out_what_changes_nothing() -> None:
-    """Of n comparisons the smallest p counts n times; p = 2 is none of them."""
-    right, wrong, half = np.ones(20, bool), np.zeros(20, bool), np.arange(20) < 10
-    rows: dict[tuple[str, str, str], Rows] = {}
-    settings = [("saturation", "2", wrong), ("saturation", "4", wrong), ("style", "a", half), ("style", "b", right)]
-    for family, level, mine in settings:
-        rows["a", family, level], rows["b", family, level] = {"correct": right}, {"correct": mine}
-    found = _pairs(["a", "b"], rows)
-    assert [pair["level"] for pair in found] == ["4", "a", "b"]
-    assert found[0]["p_holm"] == pytest.approx(3 * found[0]["p"])
-    assert found[1]["p_holm"] == pytest.approx(2 * found[1]["p"])
-    assert found[2]["p_holm"] == 1
+    """Of n comparisons the smallest p counts n times; p = 2 is none of them. Curves that coincide do not differ,
+    however far apart the models were before."""
+    fifth, half, all_ = np.arange(100) % 5 == 0, np.arange(100) < 50, np.ones(100, bool)
+    clean: dict[str, Rows] = {"a": {"correct": all_}, "b": {"correct": half}}
+    levels: list[tuple[tuple[str, str], np.ndarray, np.ndarray]] = [
+        (("saturation", "2"), all_, half),
+        (("saturation", "4"), ~fifth, half & ~fifth),  # of what was right four fifths, in both
+        (("style", ""), fifth, half & (np.arange(100) % 10 < 8)),  # a fifth, and four fifths
+    ]
+    rows = {name: {place: {"correct": pair[which]} for place, *pair in levels} for which, name in enumerate(("a", "b"))}
+    gini = np.linspace(0, 1, 100)
+    values = {("a", "clean"): {"gini": gini + 0.1}, ("b", "clean"): {"gini": gini + np.where(fifth, 0.02, 0.0)}}
+    answers = {"a": (half, ~half), "b": (fifth, half & ~fifth)}
+    found = _pairs(["a", "b"], clean, rows, values, answers)
+    places = [(pair["kind"], pair["of"], pair["level"]) for pair in found]
+    assert places == [
+        ("accuracy", "saturation", "4"),
+        ("accuracy", "style", ""),
+        ("maps", "gini", "clean"),
+        ("shape bias", "", ""),
+    ]
+    assert found[0]["difference"] == pytest.approx(0)
+    assert found[0]["p_holm"] == pytest.approx(1)
+    assert found[1]["difference"] == pytest.approx(0.2 - 0.8)
+    assert found[1]["p_holm"] == pytest.approx(3 * found[1]["p"])
+    assert found[2]["difference"] == pytest.approx(0.096)
+    assert found[2]["p"] == paired_means(gini + 0.1, gini + np.where(fifth, 0.02, 0.0))["p"]
+    decided: list[Rows] = [{"correct": all_}, {"correct": half | fifth}]
+    expected = paired_on_correct(decided[0], {"correct": half}, decided[1], {"correct": fifth})
+    assert {key: found[3][key] for key in expected} == expected
+    assert found[3]["difference"] == pytest.approx(0.5 - 20 / 60)
+
+
+def test_maps_are_of_all_classes_of_a_set_in_class_order() -> None:
+    """Of a set in the order of its classes a few images are of many of them, and those shown are of distinct ones."""
+    digits = load("digits", "test")
+    ordered = digits.select(digits.labels.argsort(stable=True).tolist())
+    x, y = ordered.batch(range(200))
+    assert set(y[:24].tolist()) == {0}
+    layer = nn.Linear(x[0].numel(), 10, bias=False)
+    knows = nn.Sequential(nn.Flatten(), layer)
+    with torch.no_grad():
+        layer.weight.copy_((torch.linalg.pinv(x.flatten(1)) @ nn.functional.one_hot(y, 10).float()).T)
+    looked = look({"a": knows}, ordered, torch.arange(200), Looks(map_images=24, shown=4), seed=0)
+    assert all(entry["gini"]["n"] == 24 for entry in looked.figures["maps"])
+    assert len({entry["label"] for entry in looked.figures["shown"]}) == 4
 
 
 def test_maps_are_drawn_of_the_images_that_are_measured(digits: ImageSet) -> None:
     """The shuffled images whose maps are shown are those of the curves: the same seed, the same rows."""
     rows = torch.tensor([33, 7, 12])
     model = {"a": small(generator=torch.Generator().manual_seed(0)).eval()}
-    found, pictures = look(model, digits, rows, Looks(map_images=3, shown=3), seed=4)
-    expected = patch_shuffle(digits.batch(rows)[0], k=4, generator=PerImage(4, rows.tolist()))
-    for i in range(3):
-        np.testing.assert_array_equal(pictures[f"looks/shuffled/{i}"], expected[i].numpy())
-        np.testing.assert_array_equal(pictures[f"looks/clean/{i}"], digits.batch(rows)[0][i].numpy())
+    looked = look(model, digits, rows, Looks(map_images=3, shown=3), seed=4)
+    x, y = digits.batch(rows)
+    expected = patch_shuffle(x, k=4, generator=PerImage(4, rows.tolist()))
     answers = model["a"](expected).argmax(1).tolist()
-    for i, entry in enumerate(found["shown"]):
-        assert entry["label"] == digits.class_names[int(digits.labels[rows[i]])]
-        assert entry["answers"]["shuffled"]["a"] == digits.class_names[answers[i]]
+    order = [
+        int((x - torch.from_numpy(looked.pictures[f"looks/clean/{i}"])).abs().amax((1, 2, 3)).argmin())
+        for i in range(3)
+    ]
+    assert sorted(order) == [0, 1, 2]
+    for i, place in enumerate(order):
+        np.testing.assert_array_equal(looked.pictures[f"looks/shuffled/{i}"], expected[place].numpy())
+        np.testing.assert_array_equal(looked.pictures[f"looks/clean/{i}"], x[place].numpy())
+        assert looked.figures["shown"][i]["label"] == digits.class_names[int(y[place])]
+        assert looked.figures["shown"][i]["answers"]["shuffled"]["a"] == digits.class_names[answers[place]]
+    drawn = smooth_maps(model["a"], expected, y, rows=rows.tolist(), seed=4, kind="shuffled")
+    np.testing.assert_allclose(looked.pictures["looks/shuffled/0/a"], drawn[order[0]].numpy(), rtol=1e-3, atol=1e-6)
 
 
 def test_the_rows_decide_what_is_random_whatever_the_chunk() -> None:
@@ -229,10 +280,16 @@ def test_the_rows_decide_what_is_random_whatever_the_chunk() -> None:
 
 
 def test_stimuli_fit_where_the_classes_are_imagenets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A thousand WordNet ids in order, images of the stimuli's shape, and the stimuli there: then there is a bias."""
+    """ImageNet's classes, square images in colour, and the stimuli there: then there is a bias, at the images' size."""
     monkeypatch.setenv("PELLUCID_DATA", str(tmp_path))
     cues, names = stimuli([0, 1], [2, 3]), [f"n{number:08d} thing" for number in range(1000)]
-    monkeypatch.setattr("pellucid.looks.cue_conflict", lambda _: cues)
+    sizes: list[int] = []
+
+    def stand_in(_: str, *, size: int) -> CueConflict:
+        sizes.append(size)
+        return cues
+
+    monkeypatch.setattr("pellucid.shape_bias.cue_conflict", stand_in)
     pixels = torch.zeros(2, 3, 4, 4, dtype=torch.uint8)
 
     def images(names: list[str]) -> ImageSet:
@@ -242,16 +299,21 @@ def test_stimuli_fit_where_the_classes_are_imagenets(tmp_path: Path, monkeypatch
     (tmp_path / "cue-conflict").mkdir()
     assert fitting_stimuli(images(names)) is cues
     assert fitting_stimuli(images([f"c{number}" for number in range(1000)])) == ""
-    assert fitting_stimuli(images(names[::-1])) == ""
     assert fitting_stimuli(images(names[:10])) == ""
+    asked, ticks = Looks(map_images=2, shown=1), []
     model = nn.Sequential(nn.Flatten(), nn.Linear(48, 1000))
-    found, _ = look({"a": model}, images(names), torch.arange(2), Looks(map_images=2, shown=1))
+    found = look({"a": model}, images(names), torch.arange(2), asked, tick=ticks.append).figures
     assert found["shape_bias"][0]["n"] == 2
+    assert sum(ticks) == work(images(names), 2, asked)
     pixels = torch.zeros(2, 3, 8, 8, dtype=torch.uint8)
-    assert fitting_stimuli(images(names)) == "the stimuli are 3 x 4 x 4, and these images 3 x 8 x 8"
-    model = nn.Sequential(nn.Flatten(), nn.Linear(192, 1000))
-    found, _ = look({"a": model}, images(names), torch.arange(2), Looks(map_images=2, shown=1))
-    assert "3 x 8 x 8" in found["no_shape_bias"]
+    assert fitting_stimuli(images(names)) is cues
+    assert sizes[0] == 4
+    assert sizes[-1] == 8
+    pixels = torch.zeros(2, 3, 8, 6, dtype=torch.uint8)
+    assert fitting_stimuli(images(names)) == "the stimuli are square and in colour, and these images 3 x 8 x 6"
+    model = nn.Sequential(nn.Flatten(), nn.Linear(144, 1000))
+    found = look({"a": model}, images(names), torch.arange(2), asked).figures
+    assert "3 x 8 x 6" in found["no_shape_bias"]
     assert "shape_bias" not in found
 
 
@@ -318,6 +380,16 @@ def test_every_audit_asks_what_its_models_look_at(tmp_path: Path) -> None:
     page = (tmp_path / "with/report.html").read_text()
     assert "What does it look at?" in page
     assert "Gini index, clean images" in page
+    rows = read_rows(tmp_path / "with/rows.parquet")
+    right = rows["correct"].astype(bool)
+    before = right[(rows["measurement"] == "clean")]
+    for curve in found["curves"]:
+        after = right[rows["transform"] == curve["of"]]
+        figures = curve["models"][0]
+        assert (figures["count"], figures["n_correct"]) == (after.sum(), before.sum())
+        assert figures["accuracy_on_correct"] == pytest.approx(
+            (before & after).sum() / max(before.sum(), 1), nan_ok=True
+        )
     assert run([*command, "--no-looks", "--out", str(tmp_path / "without")]) == 0
     assert "looks" not in json.loads((tmp_path / "without/audit.json").read_text())
     assert "What does it look at?" not in (tmp_path / "without/report.html").read_text()

@@ -72,6 +72,63 @@ def model(name: str, i: int) -> dict[str, Any]:
     }
 
 
+def mean(value: float | None) -> dict[str, Any]:
+    spread = (None, None) if value is None else (value - 0.02, value + 0.03)
+    return {"value": value, "low": spread[0], "high": spread[1], "n": 0 if value is None else 64}
+
+
+def the_looks(names: tuple[str, ...]) -> dict[str, Any]:
+    """What models look at: curves of two transforms, numbers of maps, a bias, and one that never decides."""
+
+    def curve(i: int, k: int) -> dict[str, Any]:
+        value = 0.61 - 0.1 * k - 0.013 * i
+        return {
+            **rate(100 - 20 * k - i),
+            "accuracy_on_correct": value,
+            "interval_on_correct": [value - 0.031, value + 0.042],
+            "n_correct": 187 - i,
+        }
+
+    levels = [("saturation", "2", "p"), ("saturation", "1024", "p"), ("style", "stylised", "")]
+    difference = {"difference": -0.456, "low": -0.512, "high": -0.398, "p": 0.0001, "p_holm": 0.0042}
+    kinds = [("accuracy", "saturation", "1024"), ("maps", "tau", "stylised"), ("shape bias", "", "")]
+    maps: dict[str, Any] = {"edges": mean(0.31), "edges_more": mean(0.11)}
+    return {
+        "curves": [
+            {"transform": family, "level": level, "unit": unit, "of": f"{family}({level})"}
+            | {"models": [{"name": name, **curve(i, k)} for i, name in enumerate(names)]}
+            for k, (family, level, unit) in enumerate(levels)
+        ],
+        "pairs": [
+            {"a": a, "b": b, "kind": kind, "of": of, "level": level, **difference}
+            for a, b in itertools.combinations(names, 2)
+            for kind, of, level in kinds
+        ],
+        "maps": [
+            {"name": name, "images": kind, "gini": mean(0.41 + 0.013 * i)} | maps | more
+            for i, name in enumerate(names)
+            for kind, more in (("clean", {}), ("stylised", {"tau": mean(0.62 - 0.03 * i), "tau_more": mean(0.27)}))
+        ],
+        "shown": [{"label": "seven", "answers": {"clean": dict.fromkeys(names, "three")}}],
+        "noise_gini": 0.4142,
+        "protocol": {"maps": "smoothgrad(samples=25)", "map_images": 64, "edges": 0.2, "finest": 28, "images": {}},
+        "shape_bias": [
+            {
+                "name": name,
+                "shape_bias": math.nan,
+                "low": math.nan,
+                "high": math.nan,
+                "shape": 0,
+                "texture": 0,
+                "n": 176,
+            }
+            if i
+            else {"name": name, "shape_bias": 0.369, "low": 0.285, "high": 0.462, "shape": 41, "texture": 70, "n": 176}
+            for i, name in enumerate(names)
+        ],
+    }
+
+
 def an_audit(names: tuple[str, ...] = ("standard", "int"), *, rows: int = 2, classes: int = 10) -> dict[str, Any]:
     def answer(name: str) -> dict[str, Any]:
         return {"prediction": name, "confidence": 0.87}
@@ -115,6 +172,7 @@ def an_audit(names: tuple[str, ...] = ("standard", "int"), *, rows: int = 2, cla
             for eps in EPS
         ]
         or None,
+        "looks": the_looks(names),
     }
 
 
@@ -128,6 +186,9 @@ def pictures(audit: dict[str, Any], shape: tuple[int, int, int] = (1, 8, 8)) -> 
             maps = ("map_clean", "map_attacked", "map_aai")
             found |= {f"{row['row']}/{name}/{kind}": generator.normal(size=(4, 4)) for kind in maps}
             found[f"{row['row']}/{name}/gradient"] = generator.normal(size=shape[1:])
+    for kind in ("clean", "stylised") if audit.get("looks") else ():
+        found[f"looks/{kind}/0"] = generator.random(shape)
+        found |= {f"looks/{kind}/0/{model['name']}": generator.random(shape[1:]) for model in audit["models"]}
     return found
 
 
@@ -282,8 +343,54 @@ def test_every_figure_of_the_audit_is_on_the_page(page: str) -> None:
         norm = entry["input_gradient_norm"]
         expected += [words.significant(norm[key]) for key in ("mean", "median", "q05", "q25", "q75", "q95")]
     expected += ["+12.3", "[+7.1, +17.8]", "p = 0.0370", "3 of 200", "8/255", "τ 0.77", "87 %"]
+    for curve in audit["looks"]["curves"]:
+        for found in curve["models"]:
+            low, high = (words.percent(each) for each in found["interval_on_correct"])
+            expected += [
+                words.percent(found["accuracy_on_correct"]),
+                f"[{low}, {high}] of {found['n_correct']} right before",
+            ]
+            expected.append(f"of all {words.percent(found['value'])}")
+    for found in audit["looks"]["maps"]:
+        expected += [words.decimal(found[key]["value"]) for key in ("gini", "edges", "tau") if key in found]
+    expected += ["+0.11 [0.09, 0.14] beside another image's", "+0.27 [0.25, 0.30] beside another image's", "64 maps"]
+    expected += ["36.9 %", "[28.5–46.2]", "41 for the shape, 70 for the texture, of 176 stimuli", "of 176 stimuli"]
+    expected += [
+        "−45.6",
+        "[−51.2, −39.8]",
+        "−0.46",
+        "[−0.51, −0.40]",
+        "τ to the clean map, stylised images",
+        "shape bias",
+    ]
+    expected += ["0 for the shape, 0 for the texture", "saturation, p = 1024", "smoothgrad(samples=25)"]
     missing = [item for item in expected if " ".join(item.split()) not in shown]
     assert missing == []
+
+
+def test_what_is_not_asked_is_said_and_why() -> None:
+    """Stimuli that are not here, and no style given."""
+    audit = an_audit()
+    page = text(build(audit, pictures(audit), RUN))
+    assert "not asked" not in page
+    del audit["looks"]["shape_bias"]
+    audit["looks"] |= {"no_shape_bias": "the stimuli are not here", "curves": audit["looks"]["curves"][:2]}
+    page = text(build(audit, pictures(audit), RUN))
+    assert "not asked, the stimuli are not here." in page
+    assert "--style" in page
+    del audit["looks"]
+    assert "What does it look at?" not in text(build(audit, pictures(audit), RUN))
+
+
+def test_the_text_table_says_what_models_look_at() -> None:
+    """At a telling level, with intervals; what never decides has no bias."""
+    found = tables.markdown(an_audit())
+    row = next(line for line in found.splitlines() if "saturation, p 1024" in line)
+    assert "51.0" in row
+    assert "[47.9–55.2]" in row
+    assert "still right, style, stylised" in found
+    assert "names neither" in next(line for line in found.splitlines() if "shape bias" in line)
+    assert "36.9" in found
 
 
 def test_the_same_audit_gives_the_same_bytes_and_is_left_as_it_was() -> None:
@@ -519,7 +626,7 @@ def test_the_text_table_has_a_cell_for_every_model_and_measurement() -> None:
     audit = an_audit()
     lines = tables.markdown(audit).splitlines()
     body = [line for line in lines if line.startswith("|")]
-    assert len(body) == 2 + 1 + 3 + 3 + 1
+    assert len(body) == 2 + 1 + 3 + 3 + 1 + 3
     assert len({line.count("|") for line in body}) == 1
     assert len({len(line) for line in body}) == 1
     assert words.rate(audit["models"][0]["clean"]) in body[2]

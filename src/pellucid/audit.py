@@ -1,7 +1,8 @@
 """An audit from end to end: rows, checks, figures, gallery, and the files they become."""
 
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,11 +17,11 @@ from pellucid.checks import CHECKS_ALONE, masking_checks
 from pellucid.data import ImageSet
 from pellucid.gallery import choose, gallery
 from pellucid.interpreters.activations import cam
-from pellucid.looks import check_transforms, look, work
+from pellucid.looks import Looked, check_transforms, look, work
 from pellucid.protocol import Protocol, Subject, measure, measurements, prepared
 from pellucid.report.html import build
-from pellucid.results import concatenate, run_facts, write_json, write_rows
-from pellucid.summary import compare, figures, survivors
+from pellucid.results import Rows, concatenate, run_facts, write_json, write_rows
+from pellucid.summary import AllRows, compare, figures, survivors
 from pellucid.weights import write_atomically
 
 Tick = Callable[[int], None]
@@ -42,11 +43,11 @@ class Audit:
     pictures: dict[str, np.ndarray] = field(repr=False)
 
 
-def total_work(subjects: list[Subject], n: int, protocol: Protocol, shape: tuple[int, int, int]) -> int:
+def total_work(subjects: list[Subject], n: int, protocol: Protocol, images: ImageSet) -> int:
     """The length of an audit's progress bar, in passes per image, as if every attack took `ATTACKED` of them."""
     checks = CHECKS_ALONE + len(subjects) - 1
     attacked = sum(n * len(measurements(protocol, maps=s.has_cam)) + min(n, 200) * checks for s in subjects)
-    return ATTACKED * attacked + (0 if protocol.looks is None else len(subjects) * work(shape, n, protocol.looks))
+    return ATTACKED * attacked + (0 if protocol.looks is None else len(subjects) * work(images, n, protocol.looks))
 
 
 def run_audit(
@@ -96,11 +97,11 @@ def run_audit(
         )
         models.append(figures(subject, rows[subject.name], protocol, checks))
     entries, pictures = gallery(subjects, images, indices, choose(rows, protocol.gallery_images), protocol)
-    looked: dict[str, Any] = {}
+    looked = Looked({}, {}, {})
     if protocol.looks is not None:
         models_by_name = {s.name: s.model for s in subjects}
-        looked, maps = look(models_by_name, images, indices, protocol.looks, seed=protocol.seed, cells=cells, tick=tick)
-        pictures |= maps
+        looked = look(models_by_name, images, indices, protocol.looks, seed=protocol.seed, cells=cells, tick=tick)
+        pictures |= looked.pictures
     found = {
         "title": title,
         "data": data
@@ -114,9 +115,9 @@ def run_audit(
         "models": models,
         "gallery": entries,
         "comparison": compare(rows, protocol),
-    } | ({"looks": looked} if looked else {})
+    } | ({"looks": looked.figures} if looked.figures else {})
     facts = run_facts(started=now, seconds=time.monotonic() - started, device=device)
-    write_rows(out / "rows.parquet", _long(rows))
+    write_rows(out / "rows.parquet", _long(rows, looked.rows))
     write_atomically(out / "gallery.safetensors", save({k: np.ascontiguousarray(v) for k, v in pictures.items()}))
     write_json(out / "audit.json", found)
     write_json(out / "run.json", facts)
@@ -148,12 +149,15 @@ def _described(protocol: Protocol) -> dict[str, Any]:
     }
 
 
-def _long(rows: dict[str, dict[tuple[str, float], dict[str, np.ndarray]]]) -> dict[str, np.ndarray]:
-    """All rows as one long table, with the model, the measurement and its radius beside each."""
-    parts = []
-    for model, found in rows.items():
-        for (what, eps), part in found.items():
-            n = len(part["index"])
-            named = {"model": np.array([model] * n), "measurement": np.array([what] * n), "eps": np.full(n, eps)}
-            parts.append(part | named)  # an attack's own note of that name gives way
-    return concatenate(parts)
+def _long(rows: Mapping[str, AllRows], transformed: Mapping[tuple[str, str], Rows]) -> Rows:
+    """All rows as one long table, with the model, the measurement and its radius or transform beside each."""
+    parts = [(model, what, eps, "", part) for model, found in rows.items() for (what, eps), part in found.items()] + [
+        (model, "transformed", math.nan, transform, part) for (model, transform), part in transformed.items()
+    ]
+    columns = ("model", "measurement", "eps", "transform")
+    return concatenate(
+        [
+            part | {key: np.array([each] * len(part["index"])) for key, each in zip(columns, named, strict=True)}
+            for *named, part in parts
+        ]
+    )  # an attack's own note of such a name gives way

@@ -1,11 +1,11 @@
-"""What a classifier looks at: accuracy on images without texture, shape or some frequencies, and its maps.
+"""What a classifier looks at: accuracy on images without texture, shape or some frequencies, its maps, its shape bias.
 
 Zhang & Zhu 2019 show curves over the levels of each transform, and SmoothGrad maps in pictures. Beside the pictures
 stand numbers here.
 """
 
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import combinations
 from pathlib import Path
@@ -13,42 +13,45 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from pellucid import registry
+from pellucid import registry, salience
 from pellucid.data import ImageSet
-from pellucid.data.cues import CueConflict, cue_conflict
-from pellucid.data.groups import SIXTEEN
-from pellucid.data.names import how_to_get
-from pellucid.data.sources import data_folder
+from pellucid.data.cues import CueConflict
 from pellucid.errors import PellucidError
-from pellucid.evaluation import Measurement, chunk_size, evaluate, transformed
-from pellucid.interpreters.gradients import smoothgrad
-from pellucid.metrics import edges, gini, kendall_tau, share_within
+from pellucid.evaluation import Measurement, evaluate, transformed
+from pellucid.gallery import choose
 from pellucid.network import device_of, frozen, full_precision
 from pellucid.outcome import on_correct
 from pellucid.protocol import Looks
-from pellucid.results import Rows, bootstrap, holm, rate, wilson
-from pellucid.summary import FEWEST_MAPS, paired
+from pellucid.results import Rows, holm, rate
+from pellucid.seeds import derive_seed
+from pellucid.shape_bias import Named, bias, fitting_stimuli, named
+from pellucid.summary import paired_means, paired_on_correct
 from pellucid.transforms.frequency import high_pass, low_pass, random_fourier
 from pellucid.transforms.shape import patch_shuffle
 from pellucid.transforms.texture import saturate
-from pellucid.types import Images, Labels, Transform
+from pellucid.types import Images, Transform
 
 Tick = Callable[[int], None]
 Levels = Mapping[str, tuple[str, Mapping[str, Transform]]]  # {family: (what the level is, {level: transform})}
+Level = tuple[str, str]  # family, level
 
 SATURATIONS = (0.25, 0.5, 1, 2, 4, 8, 16, 64, 1024)  # of the paper
 SHUFFLES = (2, 4, 8)
 DROPPED = (0.1, 0.3, 0.5)
 OCTAVES = (16, 8, 4, 2)  # radii: the image's side over these, so a filter of an octave each
-SAMPLES, NOISE = 25, 0.1  # of SmoothGrad: the paper has 100 samples; its noise
-EDGES = 0.2  # of the pixels count as edges
-FINEST = 28  # maps are compared at this many places a side at most
-PER_PASS = 16  # images whose maps are made at once
-IMAGENET, STIMULI, WORDNET = 1000, "cue-conflict", re.compile(r"n\d{8}")
+COMPARED = ("gini", "edges_more", "tau")  # figures of maps that two models are compared by
+
+
+@dataclass(frozen=True)
+class Looked:
+    """Figures (JSON-able), the arrays of their gallery by `looks/...` keys, and the rows of transformed images, by
+    model and transform."""
+
+    figures: dict[str, Any]
+    pictures: dict[str, np.ndarray] = field(repr=False)
+    rows: dict[tuple[str, str], Rows] = field(repr=False)
 
 
 def levels(shape: tuple[int, int, int], style: Transform | None = None) -> Levels:
@@ -74,12 +77,12 @@ def levels(shape: tuple[int, int, int], style: Transform | None = None) -> Level
     return {family: made for family, made in found.items() if made[1]}
 
 
-def work(shape: tuple[int, int, int], n: int, looks: Looks) -> int:
+def work(images: ImageSet, n: int, looks: Looks) -> int:
     """How many passes are made for one model."""
-    kinds = 1 + len(changes(shape, looks.style))
-    return n * (1 + sum(len(made) for _, made in levels(shape, looks.style).values())) + SAMPLES * kinds * min(
-        n, looks.map_images
-    )
+    kinds, stimuli = 1 + len(changes(images.shape, looks.style)), _stimuli(images)
+    asked = int(stimuli.conflicting.sum()) if isinstance(stimuli, CueConflict) else 0
+    curves = n * (1 + sum(len(made) for _, made in levels(images.shape, looks.style).values()))
+    return asked + curves + salience.SAMPLES * kinds * min(n, looks.map_images)
 
 
 def look(
@@ -91,131 +94,117 @@ def look(
     seed: int = 0,
     cells: Path | None = None,
     tick: Tick | None = None,
-) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """The figures of several models on the same images, and the arrays of their gallery by `looks/...` keys.
+) -> Looked:
+    """What several models look at, on the same images.
 
-    `curves`: of every transform and level, per model, accuracy over all images and among those right before, with
-    Wilson intervals. `pairs`: of two models each the paired difference of accuracy, Newcombe's interval, McNemar's p
-    and that corrected for all of them (Holm). `maps`: SmoothGrad of the true class on clean and changed images.
+    `curves`: of every transform and level, per model, accuracy over all images and among those right before, with 95 %
+    intervals. `maps`: SmoothGrad of the true class on clean and changed images, of a sample of them. `shape_bias`, for
+    models of ImageNet's classes where the stimuli are. `pairs`: of two models each the paired differences of all these.
     """
-    plan, stimuli = levels(images.shape, looks.style), fitting_stimuli(images)
-    rows: dict[tuple[str, str, str], Rows] = {}
+    plan, stimuli = levels(images.shape, looks.style), _stimuli(images)
+    rows: dict[str, dict[Level, Rows]] = {}
     clean: dict[str, Rows] = {}
     for name, model in models.items():
-        clean[name] = evaluate(model, images, indices, Measurement(), seed=seed, cells=cells, tick=tick)
-        for family, (_, made) in plan.items():
-            for level, transform in made.items():
-                measurement = Measurement(transform=transform)
-                rows[name, family, level] = evaluate(
-                    model, images, indices, measurement, seed=seed, cells=cells, tick=tick
-                )
-    curves = [
+        measured = partial(evaluate, model, images, indices, seed=seed, cells=cells, tick=tick)
+        clean[name] = measured(Measurement())
+        rows[name] = {
+            (family, level): measured(Measurement(transform=transform))
+            for family, (_, made) in plan.items()
+            for level, transform in made.items()
+        }
+    curves: list[dict[str, Any]] = [
         {"transform": family, "level": level, "unit": unit, "of": registry.describe(transform)}
-        | {"models": [_figures(name, clean[name], rows[name, family, level]) for name in models]}
+        | {"models": [_figures(name, clean[name], rows[name][family, level]) for name in models]}
         for family, (unit, made) in plan.items()
         for level, transform in made.items()
     ]
-    maps, pictures, shown = _of_maps(models, images, indices[: looks.map_images], looks, seed, tick)
-    found: dict[str, Any] = {"curves": curves, "pairs": _pairs(list(models), rows), "maps": maps, "shown": shown}
-    found |= {"noise_gini": noise_gini(images.shape[0]), "protocol": _described(looks, images.shape)}
+    values, maps, pictures, shown = _of_maps(models, images, indices, clean, looks, seed, tick)
+    answers: dict[str, Named] = {}
     if isinstance(stimuli, CueConflict):
-        found["shape_bias"] = [{"name": name} | shape_bias(model, stimuli) for name, model in models.items()]
-    elif stimuli:
-        found["no_shape_bias"] = stimuli
-    return found, pictures
+        answers = {name: named(model, stimuli, tick=tick) for name, model in models.items()}
+    figures: dict[str, Any] = {"curves": curves, "pairs": _pairs(list(models), clean, rows, values, answers)}
+    figures |= {"maps": maps, "shown": shown, "noise_gini": salience.noise_gini(images.shape[0])}
+    figures |= {"protocol": _described(looks, images.shape)}
+    if answers:
+        figures["shape_bias"] = [{"name": name} | bias(given) for name, given in answers.items()]
+    elif isinstance(stimuli, str) and stimuli:
+        figures["no_shape_bias"] = stimuli
+    kept = {(name, curve["of"]): rows[name][curve["transform"], curve["level"]] for name in models for curve in curves}
+    return Looked(figures, pictures, kept)
 
 
 def _described(looks: Looks, shape: tuple[int, int, int]) -> dict[str, Any]:
     """How the maps were made, exactly enough to make them again."""
     kinds = {name: registry.describe(change) for name, change in changes(shape, looks.style).items()}
-    made = f"smoothgrad(samples={SAMPLES}, sigma={NOISE}, of='log_probability')"
-    return {"maps": made, "map_images": looks.map_images, "edges": EDGES, "finest": FINEST, "images": kinds}
+    how = {"maps": salience.MADE, "map_images": looks.map_images, "edges": salience.EDGES, "finest": salience.FINEST}
+    return how | {"images": kinds}
 
 
 def check_transforms(images: ImageSet, indices: Tensor, looks: Looks, seed: int) -> None:
     """Every transform on one image, and the stimuli: what is wrong with their files is said before hours of attacks."""
-    try:
-        fitting_stimuli(images)
-    except PellucidError as error:
-        raise PellucidError(f"{error}; or leave out what models look at: --no-looks") from None
+    _stimuli(images)
     x, _ = images.batch(indices[:1])
     for _, made in levels(images.shape, looks.style).values():
         for transform in made.values():
             transformed(transform, x, indices[:1], seed)
 
 
+def _stimuli(images: ImageSet) -> CueConflict | str:
+    try:
+        return fitting_stimuli(images)
+    except PellucidError as error:
+        raise PellucidError(f"{error}; or leave out what models look at: --no-looks") from None
+
+
 def _figures(name: str, clean: Rows, rows: Rows) -> dict[str, Any]:
     return {"name": name, **rate(rows["correct"]), **on_correct(clean, rows)}
 
 
-def _pairs(names: Sequence[str], rows: Mapping[tuple[str, str, str], Rows]) -> list[dict[str, Any]]:
-    """Every two models at every level that changes something, on the same images; corrected for all of these."""
-    places = dict.fromkeys((family, level) for _, family, level in rows if (family, level) != ("saturation", "2"))
+def _pairs(
+    names: Sequence[str],
+    clean: Mapping[str, Rows],
+    rows: Mapping[str, Mapping[Level, Rows]],
+    values: Mapping[tuple[str, str], salience.Values],
+    answers: Mapping[str, Named],
+) -> list[dict[str, Any]]:
+    """Every two models on the same images, corrected for all of these comparisons (Holm): their accuracy on correct at
+    every level that changes something, the figures of their maps, and their shape bias. `kind` says which."""
     found: list[dict[str, Any]] = [
-        {"a": a, "b": b, "transform": family, "level": level}
-        | paired(rows[a, family, level]["correct"], rows[b, family, level]["correct"])
+        {"a": a, "b": b, "kind": kind, "of": of, "level": level} | difference
         for a, b in combinations(names, 2)
-        for family, level in places
+        for kind, of, level, difference in _differences(a, b, clean, rows, values, answers)
     ]
     corrected = holm([entry["p"] for entry in found])
     return [entry | {"p_holm": p} for entry, p in zip(found, corrected, strict=True)]
 
 
-def shape_bias(model: nn.Module, stimuli: CueConflict) -> dict[str, Any]:
-    """Of the answers that name the shape or the texture of a cue-conflict image, the share that name the shape.
-
-    The model gives logits of the 16 classes, or of ImageNet's 1,000: then each class is given the mean probability of
-    those it is made of (`SIXTEEN`). Only images count whose shape and texture differ. `shape` and `texture` are how
-    often each was named, of `n`; `low` and `high` Wilson's 95 % interval of `shape_bias`, NaN where neither ever was.
-    Source: Geirhos et al. 2019, sec. 3.2. Raises `PellucidError` for any other number of classes.
-    """
-    rows = stimuli.conflicting.nonzero()[:, 0]
-    named = []
-    with frozen(model), full_precision(), torch.no_grad():
-        for chunk in rows.split(chunk_size(stimuli.images.shape)):
-            logits = model(stimuli.images.batch(chunk)[0].to(device_of(model))).cpu()
-            named.append(_of_sixteen(logits, stimuli.class_names).argmax(1))
-    answers = torch.cat(named) if named else torch.zeros(0, dtype=torch.int64)
-    shape = int((answers == stimuli.images.labels[rows]).sum())
-    texture = int((answers == stimuli.texture[rows]).sum())
-    low, high = wilson(shape, shape + texture)
-    bias = shape / (shape + texture) if shape + texture else float("nan")
-    return {"shape_bias": bias, "low": low, "high": high, "shape": shape, "texture": texture, "n": len(rows)}
-
-
-def _of_sixteen(logits: Tensor, names: Sequence[str]) -> Tensor:
-    if logits.shape[1] == len(names):
-        return logits
-    if logits.shape[1] != IMAGENET:
-        raise PellucidError(
-            f"the stimuli have {len(names)} classes, and the model answers in {logits.shape[1]}: it must be in theirs, "
-            f"or in the {IMAGENET} of ImageNet"
+def _differences(
+    a: str,
+    b: str,
+    clean: Mapping[str, Rows],
+    rows: Mapping[str, Mapping[Level, Rows]],
+    values: Mapping[tuple[str, str], salience.Values],
+    answers: Mapping[str, Named],
+) -> Iterable[tuple[str, str, str, dict[str, float]]]:
+    for family, level in rows[a]:
+        if (family, level) != ("saturation", "2"):
+            changed = rows[a][family, level], rows[b][family, level]
+            yield "accuracy", family, level, paired_on_correct(clean[a], changed[0], clean[b], changed[1])
+    for name, kind in values:
+        if name == a:
+            one, two = values[a, kind], values[b, kind]
+            for figure in COMPARED:
+                if figure in one:
+                    yield "maps", figure, kind, paired_means(one[figure], two[figure])
+    if answers:
+        (shape_a, texture_a), (shape_b, texture_b) = answers[a], answers[b]
+        decided: list[Rows] = [{"correct": shape_a | texture_a}, {"correct": shape_b | texture_b}]
+        yield (
+            "shape bias",
+            "",
+            "",
+            paired_on_correct(decided[0], {"correct": shape_a}, decided[1], {"correct": shape_b}),
         )
-    probabilities = logits.double().softmax(1)
-    return torch.stack([probabilities[:, list(SIXTEEN[name])].mean(1) for name in names], 1)
-
-
-def fitting_stimuli(images: ImageSet) -> CueConflict | str:
-    """The cue-conflict stimuli, where they are here and of the images' shape, and the classes are ImageNet's.
-
-    Else why a model of these classes cannot be asked for its shape bias: "" where the classes are others.
-    """
-    root = data_folder()
-    if not _imagenet(images):
-        return ""
-    if root is None or not (root / STIMULI).is_dir():
-        return f"the stimuli are not here: {how_to_get(STIMULI, f'$PELLUCID_DATA/{STIMULI}')}"
-    stimuli = cue_conflict(STIMULI)
-    if stimuli.images.shape == images.shape:
-        return stimuli
-    theirs, ours = (" x ".join(map(str, each.shape)) for each in (stimuli.images, images))
-    return f"the stimuli are {theirs}, and these images {ours}"
-
-
-def _imagenet(images: ImageSet) -> bool:
-    """Said by the names of the classes: a thousand WordNet ids in ascending order, as `n01440764 tench`."""
-    ids = [name.split()[0] if name.split() else "" for name in images.class_names]
-    return len(ids) == IMAGENET and all(WORDNET.fullmatch(each) for each in ids) and ids == sorted(set(ids))
 
 
 def changes(shape: tuple[int, int, int], style: Transform | None) -> dict[str, Transform]:
@@ -229,84 +218,57 @@ def changes(shape: tuple[int, int, int], style: Transform | None) -> dict[str, T
 
 
 def _of_maps(
-    models: Mapping[str, nn.Module], images: ImageSet, indices: Tensor, looks: Looks, seed: int, tick: Tick | None
-) -> tuple[list[dict[str, Any]], dict[str, np.ndarray], list[dict[str, Any]]]:
-    """Of each model and kind of image the Gini index of its SmoothGrad maps, the share of them on edges, that on the
-    edges of *another* image (chance, for such maps), and tau to the clean image's map; the maps of a few; and what
-    these are and are taken for."""
-    x, y = images.batch(indices)
-    shown = {"clean": x} | {
-        name: transformed(change, x, indices, seed) for name, change in changes(images.shape, looks.style).items()
+    models: Mapping[str, nn.Module],
+    images: ImageSet,
+    indices: Tensor,
+    clean: Mapping[str, Rows],
+    looks: Looks,
+    seed: int,
+    tick: Tick | None,
+) -> tuple[dict[tuple[str, str], salience.Values], list[dict[str, Any]], dict[str, np.ndarray], list[dict[str, Any]]]:
+    """The numbers of maps of a sample of the images, per image and summed up; pictures of a few, and what these are
+    and are taken for."""
+    sample = _sample(len(indices), looks.map_images, seed)
+    few = _few(clean, sample, looks.shown)
+    rows = indices[sample]
+    x, y = images.batch(rows)
+    kinds = {salience.CLEAN: x} | {
+        kind: transformed(change, x, rows, seed) for kind, change in changes(images.shape, looks.style).items()
     }
-    pictures = {
-        f"looks/{kind}/{i}": at[i].numpy() for kind, at in shown.items() for i in range(min(looks.shown, len(x)))
+    values, maps = salience.of_models(models, kinds, y, rows=rows.tolist(), seed=seed, tick=tick)
+    summed = [
+        {"name": name, "images": kind} | salience.summed_up(found, seed) for (name, kind), found in values.items()
+    ]
+    pictures = {f"looks/{kind}/{i}": at[place].numpy() for kind, at in kinds.items() for i, place in enumerate(few)}
+    pictures |= {
+        f"looks/{kind}/{i}/{name}": found[place].numpy()
+        for (name, kind), found in maps.items()
+        for i, place in enumerate(few)
     }
-    found, names = [], images.class_names
-    few: list[dict[str, Any]] = [{"label": names[label], "answers": {}} for label in y[: looks.shown].tolist()]
+    return values, summed, pictures, _answers(models, kinds, y, few, images.class_names)
+
+
+def _sample(n: int, count: int, seed: int) -> Tensor:
+    """Positions of as many of n images, drawn by the seed, in order: the first ones may all be of one class."""
+    generator = torch.Generator().manual_seed(derive_seed("maps", seed))
+    return torch.randperm(n, generator=generator)[:count].sort().values
+
+
+def _few(clean: Mapping[str, Rows], sample: Tensor, count: int) -> list[int]:
+    """Places in the sample of images to show: of distinct classes, and right by every model, as far as there are."""
+    found = {name: {("clean", 0.0): {key: rows[key][sample.numpy()] for key in rows}} for name, rows in clean.items()}
+    return choose(found, count)
+
+
+def _answers(
+    models: Mapping[str, nn.Module], kinds: Mapping[str, Images], y: Tensor, few: list[int], names: Sequence[str]
+) -> list[dict[str, Any]]:
+    """Of each shown image its class, and what every model takes each kind of it for."""
+    found: list[dict[str, Any]] = [{"label": names[int(y[place])], "answers": {}} for place in few]
     for name, model in models.items():
-        clean: Tensor | None = None
-        for kind, at in shown.items():
-            maps = smooth_maps(model, at, y, seed=seed)
-            clean = maps if clean is None else clean
-            before = None if kind in ("clean", "shuffled") else clean  # what was shuffled lies elsewhere
-            found.append({"name": name, "images": kind} | map_figures(maps, at, before, seed))
-            pictures |= {f"looks/{kind}/{i}/{name}": maps[i].numpy() for i in range(len(few))}
+        for kind, at in kinds.items():
             with frozen(model), full_precision(), torch.no_grad():
-                answers = model(at[: len(few)].to(device_of(model))).argmax(1).tolist()
-            for entry, answer in zip(few, answers, strict=True):
+                answers = model(at[few].to(device_of(model))).argmax(1).tolist()
+            for entry, answer in zip(found, answers, strict=True):
                 entry["answers"].setdefault(kind, {})[name] = names[answer]
-            if tick is not None:
-                tick(SAMPLES * len(x))
-    return found, pictures, few
-
-
-def smooth_maps(model: nn.Module, x: Images, y: Labels, *, seed: int) -> Float[Tensor, "b h w"]:
-    """`Σ_channels |SmoothGrad|` of the true class's log-probability, as Zhang & Zhu draw it; on the CPU."""
-    device, parts = device_of(model), []
-    with frozen(model), full_precision(), torch.no_grad():
-        for first in range(0, len(x), PER_PASS):
-            part = slice(first, first + PER_PASS)
-            generator = torch.Generator(device).manual_seed(seed)  # the same noise for every model and kind of image
-            maps = smoothgrad(
-                model,
-                x[part].to(device),
-                y[part, None].to(device),
-                samples=SAMPLES,
-                sigma=NOISE,
-                of="log_probability",
-                generator=generator,
-            )
-            parts.append(maps[:, 0].abs().sum(1).cpu())
-    return torch.cat(parts)
-
-
-def map_figures(
-    maps: Float[Tensor, "b h w"], x: Images, before: Float[Tensor, "b h w"] | None, seed: int
-) -> dict[str, Any]:
-    """Means over images, with how many and 95 % bootstrap intervals: `gini`; `edges`, the share on the image's edges;
-    `edges_more`, how much more than on the next image's; `tau` to the maps before, averaged to at most 28 x 28.
-
-    Maps of zeros count in none of them, no interval is given of fewer than ten, and no `edges_more` of one image.
-    """
-    places = edges(x, share=EDGES)
-    own = share_within(maps, places)
-    values = {"gini": gini(maps.flatten(1)), "edges": own}
-    if len(maps) > 1:
-        values["edges_more"] = own - share_within(maps, places.roll(1, 0))
-    if before is not None:
-        side = min(FINEST, maps.shape[1], maps.shape[2])
-        small = [F.adaptive_avg_pool2d(each[:, None], side).flatten(1) for each in (before, maps)]
-        values["tau"] = kendall_tau(small[0], small[1])
-    return {name: _mean(value, seed) for name, value in values.items()}
-
-
-def _mean(value: Float[Tensor, " n"], seed: int) -> dict[str, Any]:
-    finite = value[value.isfinite()].double().numpy()
-    low, high = bootstrap(finite, seed=seed) if len(finite) >= FEWEST_MAPS else (None, None)
-    return {"value": float(finite.mean()) if len(finite) else None, "low": low, "high": high, "n": len(finite)}
-
-
-def noise_gini(channels: int) -> float:
-    """The Gini index of a map that is nothing but Gaussian noise, its magnitudes added over channels."""
-    noise = torch.empty(channels, 1, 100_000).normal_(generator=torch.Generator().manual_seed(0))
-    return float(gini(noise.abs().sum(0)))
+    return found

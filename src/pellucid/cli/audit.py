@@ -103,7 +103,7 @@ def audit(
         else None,
     )
     subjects = [prepared(subject, protocol, found) for subject in subjects]
-    with progress("auditing", total_work(subjects, len(indices), protocol, found.shape), quiet=json_) as tick:
+    with progress("auditing", total_work(subjects, len(indices), protocol, found), quiet=json_) as tick:
         done = run_audit(
             subjects,
             found,

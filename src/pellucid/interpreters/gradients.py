@@ -5,9 +5,10 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from pellucid.draws import Draws, normal
 from pellucid.errors import PellucidError
 from pellucid.inputs import given
-from pellucid.types import Classes, Generator, Images, Maps
+from pellucid.types import Classes, Images, Maps
 
 Of = Literal["logit", "log_probability"]
 
@@ -31,7 +32,7 @@ def smoothgrad(
     samples: int = 50,
     sigma: float = 0.1,
     of: Of = "logit",
-    generator: Generator = None,
+    generator: Draws = None,
 ) -> Maps:
     """`(1/n) Σ_i ∂f_c(x + g_i) / ∂x`, `g_i ~ N(0, (sigma (max x - min x))²)`, the spread taken per image.
 
@@ -46,7 +47,7 @@ def smoothgrad(
         per_pass = max(1, _per_pass(x) // max(1, len(x) * classes.shape[1]))
         for first in range(0, samples, per_pass):
             count = min(per_pass, samples - first)
-            noise = torch.empty(count, *x.shape, dtype=x.dtype, device=x.device).normal_(generator=generator)
+            noise = normal(generator, x, count)
             noisy = (x + sigma * spread * noise).flatten(0, 1)  # [count·b c h w]
             part = gradient(model, noisy, classes.repeat(count, 1), of=of)
             part = part.reshape(count, len(x), *part.shape[1:]).sum(0)

@@ -18,6 +18,11 @@ ABOUT = {
     "random frequencies": "Some frequencies of each channel are gone, whichever.",
     "style": "Another picture's texture on the same shapes.",
 }
+FIGURES = {
+    "gini": "Gini index of the maps",
+    "edges_more": "share on edges, more than another image's",
+    "tau": "τ to the clean map",
+}
 LEVELS = {
     "saturation": "p = {}",
     "patch shuffling": "{0} × {0} patches",
@@ -43,6 +48,7 @@ def looks(audit: Audit, arrays: Arrays) -> dict[str, Any] | None:
         "gallery": _gallery(found["maps"], found.get("shown") or [], arrays, tones),
         "shapes": _shapes(found.get("shape_bias") or [], tones),
         "no_shapes": found.get("no_shape_bias", ""),
+        "unstyled": "style" not in families,
     }
 
 
@@ -89,44 +95,57 @@ def _cell(entry: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _pairs(pairs: Sequence[Mapping[str, Any]], tones: Mapping[str, int]) -> list[dict[str, Any]]:
-    """Paired differences whose corrected p bears one, the largest first."""
+    """Paired differences whose corrected p bears one: of accuracies, then of maps, the largest first."""
     telling = [pair for pair in pairs if pair["p_holm"] < words.SIGNIFICANT]
     return [
         {
             "a": pair["a"],
             "b": pair["b"],
             "tones": (tones[pair["a"]], tones[pair["b"]]),
-            "what": f"{pair['transform']}, {_level(pair)}",
-            "difference": words.points(pair["difference"]),
-            "interval": f"[{words.points(pair['low'])}, {words.points(pair['high'])}]",
+            "what": _compared(pair),
+            "difference": _difference(pair, "difference"),
+            "interval": f"[{_difference(pair, 'low')}, {_difference(pair, 'high')}]",
             "p": words.p_value(pair["p_holm"]),
         }
-        for pair in sorted(telling, key=lambda pair: -abs(pair["difference"]))
+        for pair in sorted(telling, key=lambda pair: (pair["kind"] == "maps", -abs(pair["difference"])))
     ]
+
+
+def _compared(pair: Mapping[str, Any]) -> str:
+    if pair["kind"] == "maps":
+        return f"{FIGURES[pair['of']]}, {pair['level']} images"
+    if pair["kind"] == "accuracy":
+        return f"{pair['of']}, {_level({'transform': pair['of'], 'level': pair['level']})}"
+    return str(pair["kind"])
+
+
+def _difference(pair: Mapping[str, Any], key: str) -> str:
+    """Shares in points, figures of maps as they are."""
+    return f"{pair[key]:+.2f}".replace("-", "−") if pair["kind"] == "maps" else words.points(pair[key])
 
 
 def _maps(maps: Sequence[Mapping[str, Any]], tones: Mapping[str, int]) -> list[tuple[str, list[dict[str, str]]]]:
     """Rows of the table of numbers: measure and kind of images; a cell per model."""
     kinds = list(dict.fromkeys(entry["images"] for entry in maps))
     rows = []
-    for key, title in (("gini", "Gini index"), ("edges", "on edges"), ("tau", "τ to the clean map")):
+    for key, title in (("gini", "Gini index"), ("edges", "share on edges"), ("tau", "τ to the clean map")):
         for kind in kinds:
             found = [next(e for e in maps if e["name"] == name and e["images"] == kind) for name in tones]
             if not all(key in entry for entry in found):
                 continue
-            cells = [_number(entry[key], entry.get("edges_more") if key == "edges" else None) for entry in found]
+            cells = [_number(entry[key], entry.get(f"{key}_more")) for entry in found]
             rows.append((f"{title}, {kind} images", cells))
     return rows
 
 
 def _number(found: Mapping[str, Any], more: Mapping[str, Any] | None) -> dict[str, str]:
-    """A mean with its interval and number of maps; for edges also how much more it is than on another image's."""
+    """A mean with its interval and number of maps, and how much more it is than with another image's edges or map."""
     value = words.number(found["value"])
     if value is None:
         return {"main": words.ABSENT, "more": "every map is zero"}
     detail = f"{_interval(found)} {found['n']} maps".strip()
     if more is not None and words.number(more["value"]) is not None:
-        detail += f"; {more['value']:+.2f} {_interval(more)} than on another image's".replace(" than", " more than")
+        detail += f"; {more['value']:+.2f} {_interval(more)} beside another image's"
     return {"main": words.decimal(value), "more": detail}
 
 
@@ -187,9 +206,8 @@ def _shapes(found: Sequence[Mapping[str, Any]], tones: Mapping[str, int]) -> lis
             "name": entry["name"],
             "tone": tones.get(entry["name"], 0),
             "bias": words.percent(entry["shape_bias"]),
-            "interval": f"[{words.percent(entry['low'])}, {words.percent(entry['high'])}]",
+            "interval": words.rate_interval(entry),
             "decided": f"{entry['shape']} for the shape, {entry['texture']} for the texture, of {entry['n']} stimuli",
         }
         for entry in found
-        if words.number(entry["shape_bias"]) is not None
     ]

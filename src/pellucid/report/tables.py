@@ -5,6 +5,9 @@ from typing import Any
 
 from pellucid.report import words
 
+# {transform: the level that is told; where there is none of that name, the one in the middle}
+TELLING = {"saturation": "1024", "patch shuffling": "4", "low frequencies": "", "high frequencies": "", "style": ""}
+
 
 def markdown(audit: Mapping[str, Any]) -> str:
     """Rows are measurements with their 95 % intervals, columns are models; a line below says what they bound."""
@@ -18,6 +21,7 @@ def markdown(audit: Mapping[str, Any]) -> str:
         entries = [words.at_radius(model.get("aai"), eps) for model in models]
         rows.append([f"explanation tau, eps {words.radius(eps)}", *(words.tau(entry) for entry in entries)])
     rows.append(["masking checks", *(_checks(model) for model in models)])
+    rows += _looks(audit.get("looks") or {}, [model["name"] for model in models])
     data = audit["data"]
     about = f"{_plain(data['name'])} ({_plain(data['split'])}), n = {data['n']}, 95 % intervals. "
     bound = "Robust accuracy is what the attacks leave: an upper bound."
@@ -26,6 +30,33 @@ def markdown(audit: Mapping[str, Any]) -> str:
         [f"From eps {words.radius(worst[0])} on the ensemble counts too: a step down there is its."] if worst else []
     )
     return "\n".join([_aligned(rows), "", about + bound, *joined, *_tau_notes(audit), ""])
+
+
+def _looks(looks: Mapping[str, Any], names: list[str]) -> list[list[str]]:
+    """A row of every transform, at the level that tells most: the share still right of those right before."""
+    rows = []
+    for family, level in TELLING.items():
+        entries = [entry for entry in looks.get("curves") or [] if entry["transform"] == family]
+        told = next(
+            (entry for entry in entries if entry["level"] == level), entries[len(entries) // 2] if entries else None
+        )
+        if told is not None:
+            by_name = {each["name"]: each for each in told["models"]}
+            what = told["level"] if family == told["level"] or not told["unit"] else f"{told['unit']} {told['level']}"
+            rows.append([f"still right, {family}, {what}", *(_still(by_name[name]) for name in names)])
+    if biases := {entry["name"]: entry for entry in looks.get("shape_bias") or []}:
+        rows.append(["shape bias", *(_bias(biases[name]) for name in names)])
+    return rows
+
+
+def _still(entry: Mapping[str, Any]) -> str:
+    low, high = entry["interval_on_correct"]
+    found = {"value": entry["accuracy_on_correct"], "low": low, "high": high}
+    return words.rate(found) if words.number(found["value"]) is not None else "right on none"
+
+
+def _bias(entry: Mapping[str, Any]) -> str:
+    return words.rate({**entry, "value": entry["shape_bias"]}) if entry["shape"] + entry["texture"] else "names neither"
 
 
 def _tau_notes(audit: Mapping[str, Any]) -> list[str]:
