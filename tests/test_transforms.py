@@ -3,6 +3,7 @@
 import io
 import json
 import math
+import weakref
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -21,7 +22,8 @@ from torch.nn import functional as F
 from pellucid import registry, stylising
 from pellucid.architectures.small import small
 from pellucid.cli import run
-from pellucid.data import load
+from pellucid.data import load, write
+from pellucid.data.write import Add, bytes_of, parquet_writer
 from pellucid.draws import PerImage
 from pellucid.errors import PellucidError
 from pellucid.evaluation import Measurement, evaluate, transformed
@@ -495,6 +497,125 @@ def test_several_transforms_are_several_sets(tmp_path: Path, capsys: pytest.Capt
     sets = [load(tmp_path / name) for name in ("1-saturate", "2-saturate", "3-high_pass")]
     assert set(sets[1].batch(range(3))[0].unique().tolist()) <= {0.0, float(torch.tensor(128 / 255)), 1.0}
     assert not torch.equal(sets[0].batch(range(3))[0], sets[1].batch(range(3))[0])
+
+
+def colours(path: Path, names: tuple[str, ...] = ("ant", "bee", "cat"), n: int = 7) -> Path:
+    """A Parquet file of images higher than wide, in RGB, of every class but the middle one."""
+    add: Add
+    with parquet_writer(path, "test", names) as add:
+        pixels = np.random.default_rng(0).integers(0, 256, (n, 3, 9, 6), dtype=np.uint8)
+        add(torch.from_numpy(pixels), torch.arange(n) % 2 * 2, range(n))
+    return path
+
+
+@pytest.mark.parametrize("data", ["digits", "colours"])
+def test_folders_hold_the_same_set_to_the_bit(data: str, tmp_path: Path) -> None:
+    """Classes, labels and pixels that come back by --data FOLDER are those of the Parquet file, class by class."""
+    source = data if data == "digits" else str(colours(tmp_path / "source"))
+    command = ["transform", "--data", source, "--images", "1:6", "--transform", "saturate(p=8)"]
+    assert run([*command, "--out", str(tmp_path / "one")]) == 0
+    for _ in range(2):  # the same call replaces what it wrote
+        assert run([*command, "--out", str(tmp_path / "many"), "--format", "folder"]) == 0
+    assert run([*command, "--out", str(tmp_path / "many")]) == 2  # another call
+    one, many = load(tmp_path / "one"), load(tmp_path / "many")
+    assert (many.class_names, many.shape, many.split) == (one.class_names, one.shape, one.split)
+    order = one.labels.argsort(stable=True)
+    assert torch.equal(many.labels, one.labels[order])
+    assert torch.equal(many.batch(range(5))[0], one.batch(order)[0])
+    rows = pq.read_table(tmp_path / "one/test.parquet")["row"].to_pylist()
+    files = sorted((tmp_path / "many/test").glob("*/*.png"))
+    assert [int(file.stem) for file in files] == [rows[i] for i in order.tolist()]
+    spec = ["--transform", "patch_shuffle(k=3)"] if data == "colours" else ["--transform", "patch_shuffle(k=2)"]
+    assert run(["transform", "--data", str(tmp_path / "many"), *spec, "--out", str(tmp_path / "again")]) == 0
+
+
+@pytest.mark.parametrize(
+    ("names", "says"),
+    [
+        (("cat", "bee", "ant"), "in the order of their names, and here 'cat' is before 'bee'"),
+        (("0", "10", "2", "1"), "'2' is before '1'"),
+        (("a", "b/c", "d"), "no folder can be called 'b/c'"),
+        ((".a", "b", "c"), "no folder can be called '.a'"),
+    ],
+)
+def test_folders_that_would_come_back_otherwise_are_refused(
+    names: tuple[str, ...], says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Their labels would be others, or their files none."""
+    command = ["transform", "--data", str(colours(tmp_path / "source", names)), "--transform", "saturate"]
+    assert run([*command, "--format", "folder", "--out", str(tmp_path / "out")]) == 2
+    said = capsys.readouterr().err
+    assert says in said
+    assert "--format parquet" in said
+    assert not (tmp_path / "out").exists()
+    assert run([*command, "--format", "zip", "--out", str(tmp_path / "out")]) == 2
+    assert "choose parquet or folder" in capsys.readouterr().err
+    assert run([*command, "--out", str(tmp_path / "out")]) == 0
+    assert load(tmp_path / "out").class_names == names
+
+
+@pytest.mark.parametrize("form", ["parquet", "folder"])
+def test_sets_are_written_part_by_part(form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 350 images there are never more in memory than one part of 100, and the one before it."""
+    alive: list[weakref.ref[Tensor]] = []
+    most = 0
+
+    def watched(x: Tensor) -> tuple[Tensor, int]:
+        nonlocal most
+        pixels, cut = bytes_of(x)
+        alive.append(weakref.ref(pixels))
+        most = max(most, sum(ref() is not None for ref in alive))
+        return pixels, cut
+
+    monkeypatch.setattr(write, "bytes_of", watched)
+    command = ["transform", "--data", "digits", "--images", "350", "--transform", "saturate", "--out", str(tmp_path)]
+    assert run([*command, "--format", form]) == 0
+    assert len(alive) == 4
+    assert most <= 2
+    assert len(load(tmp_path)) == 350
+    if form == "parquet":
+        written = pq.ParquetFile(tmp_path / "test.parquet")
+        assert [written.metadata.row_group(i).num_rows for i in range(4)] == [100, 100, 100, 50]
+        assert json.loads(written.schema_arrow.metadata[b"huggingface"])["info"]["features"]["label"]["names"]
+
+
+@pytest.mark.parametrize("form", ["parquet", "folder"])
+@pytest.mark.parametrize("error", [KeyboardInterrupt, partial(OSError, 28, "No space left")], ids=["ctrl-c", "full"])
+def test_an_interrupted_set_leaves_nothing(
+    form: str,
+    error: Callable[[], BaseException],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """No half of it; of several sets those that are whole stay, and the same call goes through."""
+    left = [1]
+
+    def failing(x: Tensor) -> tuple[Tensor, int]:
+        left[0] -= 1
+        if left[0] < 0:
+            raise error()
+        return bytes_of(x)
+
+    monkeypatch.setattr(write, "bytes_of", failing)
+    out = tmp_path / "out/here"
+    command = ["transform", "--data", "digits", "--images", "first:150", "--format", form, "--out", str(out)]
+    code, says = (130, "interrupted") if error is KeyboardInterrupt else (2, f"No space left: {out}/test")
+    assert run([*command, "--transform", "saturate"]) == code
+    assert says in capsys.readouterr().err
+    assert not out.parent.exists()
+    left[0] = 3  # of two parts of 100 and 50 images of each set
+    own = tmp_path / "own.py"
+    own.write_text("def dark(x):\n    return x / 2\n")
+    several = [*command, "--transform", "saturate", "--transform", f"{own}:dark"]
+    assert run(several) == code
+    assert sorted(path.name for path in out.iterdir()) == ["1-saturate", "call.json"]
+    assert len(load(out / "1-saturate")) == 150
+    left[0] = 4
+    assert run(several) == 0
+    assert sorted(path.name for path in out.iterdir()) == ["1-saturate", "2-dark", "call.json", "sheet.png"]
+    assert len(load(out / "2-dark")) == 150
+    assert not list(out.rglob(".*"))
 
 
 @pytest.mark.parametrize(("h", "w"), [(8, 16), (24, 8), (300, 150)])
