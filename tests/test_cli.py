@@ -16,10 +16,13 @@ from rich.console import Console
 from torch import nn
 
 from pellucid import registry
+from pellucid.architectures.squeezenet import squeezenet1_1
 from pellucid.cli import run
 from pellucid.cli.common import counting, progress
+from pellucid.data import SIXTEEN
+from pellucid.models import save_model
 from pellucid.outcome import on_correct
-from pellucid.results import read_rows
+from pellucid.results import read_rows, wilson
 
 TRAIN = ["train", "--data", "digits", "--arch", "small", "--steps", "30", "--batch-size", "32", "--json"]
 
@@ -206,6 +209,114 @@ def test_audit_writes_its_four_files(trained: Path, tmp_path: Path, capsys: pyte
     page = (tmp_path / "report.html").read_text()
     assert "<html" in page
     assert "nan" not in page.lower().replace("nanum", "").split("<style")[0]
+
+
+@pytest.fixture
+def cues(tmp_path: Path) -> Path:
+    """Cue-conflict stimuli: their first pixel says the shape, the second the texture. Of cats one has no conflict."""
+    names = list(SIXTEEN)
+    for i, shape in enumerate(names):
+        for texture in (names[(i + 1) % 16], names[(i + 2) % 16], "cat"):
+            pixels = np.full((8, 8, 3), 128, np.uint8)
+            pixels[0, 0], pixels[0, 1] = i, names.index(texture)
+            (tmp_path / "cues" / shape).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).save(tmp_path / "cues" / shape / f"{shape}1-{texture}{len(texture)}.png")
+    (tmp_path / "nets.py").write_text(NETS)
+    return tmp_path
+
+
+NETS = """
+import torch
+from torch import nn
+from pellucid.data import SIXTEEN
+
+FIRST = [classes[0] for classes in SIXTEEN.values()]
+
+class Answers(nn.Module):  # the shape of images whose shape is even, else the texture
+    def __init__(self, classes, size=8):
+        super().__init__()
+        self.classes, self.size, self.scale = classes, size, nn.Parameter(torch.tensor(20.0))
+
+    def forward(self, x):
+        if x.shape[2] != self.size:
+            raise ValueError(f"another size than {self.size}")
+        shape, texture = (255 * x[:, 0, 0, :2]).round().long().T
+        named = torch.where(shape % 2 == 0, shape, texture)
+        named = torch.tensor(FIRST)[named] if self.classes == 1000 else named
+        return self.scale * (torch.arange(self.classes) == named[:, None]) + x.mean((1, 2, 3))[:, None]
+
+def sixteen(): return Answers(16)
+def thousand(): return Answers(1000)
+def ten(): return Answers(10)
+"""
+
+
+@pytest.mark.parametrize("build", ["sixteen", "thousand"])
+def test_evaluate_asks_for_a_shape_bias(build: str, cues: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of a model of the 16 classes, and of ImageNet's 1,000: counted here from the names of the files."""
+    names = list(SIXTEEN)
+    files = [file.stem for file in (cues / "cues").glob("*/*.png")]
+    pairs = [tuple(part.rstrip("0123456789") for part in stem.split("-")) for stem in files]
+    conflicts = [shape for shape, texture in pairs if shape != texture]
+    n, shape = len(conflicts), sum(names.index(each) % 2 == 0 for each in conflicts)
+    words = ["evaluate", "--model", f"{cues / 'nets.py'}:{build}", "--data", str(cues / "cues")]
+    found = output(capsys, *words, "--json")
+    assert (found["n"], found["shape"], found["texture"]) == (n, shape, n - shape)
+    assert found["shape_bias"] == found["accuracy_by_shape"] == shape / n
+    assert found["accuracy_by_texture"] == (n - shape) / n
+    assert found["interval"] == list(wilson(shape, n))
+    assert "accuracy" not in found
+    assert run(words) == 0
+    said = capsys.readouterr().out
+    assert f"shape bias {shape / n:.4f}" in said
+    assert f"of {n} images whose shape and texture differ" in said
+    assert output(capsys, *words, "--images", "first:9", "--json")["n"] < 10
+
+
+def test_stimuli_are_resized_and_refusals_say_why(cues: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """--size makes them another size; options and models that make no sense are refused, each with its reason."""
+    words = ["evaluate", "--model", f"{cues / 'nets.py'}:sixteen", "--data", str(cues / "cues")]
+    for more, message in (
+        (["--size", "16"], "does not take images of shape"),
+        (["--transform", "saturate(p=8)"], "shape or texture as they are"),
+        (["--out", str(cues / "out")], "keeps rows, and a shape bias has none"),
+        (["--model", f"{cues / 'nets.py'}:ten"], "answers in 10 classes"),
+        (["--model", "squeezenet1_1"], "is an architecture without weights"),
+    ):
+        assert run([*words, *more]) == 2
+        assert message in capsys.readouterr().err.replace("\n", " ")
+    assert not (cues / "out").exists()
+    save_model(squeezenet1_1(), cues / "a.safetensors", architecture="squeezenet1_1", classes=json.dumps(["x"] * 1000))
+    assert run(["evaluate", "--model", str(cues / "a.safetensors"), "--data", str(cues / "cues"), "--size", "64"]) == 2
+    assert "1,000 classes that are not ImageNet's" in capsys.readouterr().err.replace("\n", " ")
+    save_model(squeezenet1_1(), cues / "b.safetensors", architecture="squeezenet1_1")
+    found = output(
+        capsys,
+        "evaluate",
+        "--model",
+        str(cues / "b.safetensors"),
+        "--data",
+        str(cues / "cues"),
+        "--size",
+        "64",
+        "--json",
+    )
+    assert found["shape"] + found["texture"] <= found["n"]
+
+
+@pytest.mark.slow
+def test_squeezenets_shape_bias(real_data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """With the published weights: of the 1,200 stimuli in conflict .290, of the 11 of each shape that the tests have
+    .369. Like the CNNs of Geirhos et al. 2019 it goes by texture."""
+    weights = real_data / "weights" / "squeezenet1_1_imagenet.safetensors"
+    if not weights.is_file() or not (real_data / "cue-conflict").is_dir():
+        pytest.skip(f"needs weights/{weights.name} and cue-conflict in PELLUCID_DATA")
+    words = ["--model", "squeezenet1_1", "--weights", str(weights), "--data", "cue-conflict", "--json"]
+    found = output(capsys, "evaluate", *words)
+    expected = {176: 0.369, 1_200: 0.290}[found["n"]]
+    assert found["shape_bias"] == pytest.approx(expected, abs=0.01)
+    assert found["interval"][0] < expected < found["interval"][1]
+    assert found["accuracy_by_shape"] < found["accuracy_by_texture"] < 0.5
 
 
 WRONG = {

@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 
 from pellucid.cli.data import app
 from pellucid.data import RESTRICTED, SIXTEEN, cue_conflict, hub, known, load, prepare, read
+from pellucid.data.cues import stimuli_of
 from pellucid.data.duplicates import fingerprints, shared
 from pellucid.data.groups import IMAGENET, is_imagenet, regrouped
 from pellucid.data.imageset import ImageSet, resident
@@ -537,6 +538,31 @@ def test_cue_conflict_of_a_table(tmp_path: Path, kind: str) -> None:
     other = cue_conflict(tmp_path / "other")
     assert [other.class_names[i] for i in other.texture.tolist()] == textures
     assert torch.equal(other.conflicting, own.conflicting)
+
+
+def test_stimuli_are_known_by_their_classes_and_textures(root: Path) -> None:
+    """In a folder or a table of any name; 16 classes alone are no stimuli. Some of them keep their textures."""
+    made = stimuli(root / "mine")
+    found = stimuli_of(load(root / "mine"), root / "mine", "test")
+    assert found is not None
+    assert [SHAPES[i] for i in found.texture.tolist()] == [texture for _, _, texture in made]
+    some = found.select([5, 2])
+    assert (some.texture.tolist(), len(some)) == ([int(found.texture[i]) for i in (5, 2)], 2)
+    assert torch.equal(some.images.batch([0])[0], found.images.batch([5])[0])
+    assert some.images.labels.tolist() == [int(found.images.labels[i]) for i in (5, 2)]
+    labels = ([SHAPES.index(shape) for _, shape, _ in made], datasets.ClassLabel(names=list(SHAPES)))
+    textures = ([texture for _, _, texture in made], datasets.Value("string"))
+    files = [file for file, _, _ in made]
+    with_textures = parquet(root / "a.parquet", files, label=labels, texture=textures)
+    without = parquet(root / "b.parquet", files, label=labels)
+    assert stimuli_of(load(with_textures), with_textures, "test") is not None
+    assert stimuli_of(load(without), without, "test") is None
+    assert stimuli_of(load("digits"), "digits", "test") is None
+    for i, (file, _, _) in enumerate(made):
+        file.rename(file.with_name(f"{i}.png"))
+    assert stimuli_of(load(root / "mine"), root / "mine", "test") is None
+    (root / "mine").rename(root / "cue-conflict")
+    assert "its name must be" in refusal(lambda: stimuli_of(load("cue-conflict"), "cue-conflict", "test"))
 
 
 def test_folders_that_are_no_cue_conflict_are_refused(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import torch
 from pellucid.data.decode import square
 from pellucid.data.groups import SIXTEEN
 from pellucid.data.hub import open_hub
-from pellucid.data.imageset import ImageSet
+from pellucid.data.imageset import ImageSet, Indices
 from pellucid.data.loading import load_split, open_table
 from pellucid.data.names import how_to_get
 from pellucid.data.sources import Place, locate
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 NAME = re.compile(r"([a-z]+)\d+-([a-z]+)\d+")  # cat7-elephant3: the shape of a cat, the texture of an elephant
-COLUMN = "texture"
+STIMULI, COLUMN = "cue-conflict", "texture"
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,6 +35,11 @@ class CueConflict:
 
     def __len__(self) -> int:
         return len(self.images)
+
+    def select(self, indices: Indices) -> "CueConflict":
+        """Those of these rows, in this order. Raises `PellucidError` for an index outside."""
+        images = self.images.select(indices)
+        return CueConflict(images, self.texture[torch.as_tensor(indices, dtype=torch.int64)], self.class_names)
 
     @property
     def conflicting(self) -> Mask:
@@ -56,6 +61,24 @@ def cue_conflict(name_or_folder: str | Path, split: str = "test", *, size: int |
     """
     images = load_split(str(name_or_folder), split, scale=square(size))
     return CueConflict(images, textures(images, str(name_or_folder), split), images.class_names)
+
+
+def stimuli_of(images: ImageSet, name: str | Path, split: str) -> CueConflict | None:
+    """The stimuli that images are, loaded by this name; None where they are others.
+
+    They are if they have the 16 classes, and say a texture too: in a column `texture`, or in the name of a file. Raises
+    as `cue_conflict`, also for the data set `cue-conflict` itself where it has other classes.
+    """
+    if str(name) != STIMULI and not (sorted(images.class_names) == sorted(SIXTEEN) and _say_textures(str(name), split)):
+        return None
+    return CueConflict(images, textures(images, str(name), split), images.class_names)
+
+
+def _say_textures(name: str, split: str) -> bool:
+    place = locate(name, split)
+    if place.folder is not None:
+        return any(NAME.fullmatch(file.stem) for file, _ in place.images())
+    return COLUMN in (open_hub(name, place) if place.hub else open_table(place)).column_names
 
 
 def textures(images: ImageSet, name: str, split: str) -> Labels:
