@@ -385,7 +385,7 @@ def test_what_is_not_asked_is_said_and_why() -> None:
 def test_the_text_table_says_what_models_look_at() -> None:
     """At a telling level, with intervals; what never decides has no bias."""
     found = tables.markdown(an_audit())
-    row = next(line for line in found.splitlines() if "saturation, p 1024" in line)
+    row = next(line for line in found.splitlines() if "saturation, p = 1024" in line)
     assert "51.0" in row
     assert "[47.9–55.2]" in row
     assert "still right, style, stylised" in found

@@ -23,13 +23,6 @@ FIGURES = {
     "edges_more": "share on edges, more than another image's",
     "tau": "τ to the clean map",
 }
-LEVELS = {
-    "saturation": "p = {}",
-    "patch shuffling": "{0} × {0} patches",
-    "low frequencies": "up to {} cycles per image",
-    "high frequencies": "beyond {} cycles per image",
-    "random frequencies": "{} of them dropped",
-}
 
 
 def looks(audit: Audit, arrays: Arrays) -> dict[str, Any] | None:
@@ -62,11 +55,12 @@ def _family(family: str, curves: Sequence[Mapping[str, Any]], tones: Mapping[str
             mine = next(each for each in entry["models"] if each["name"] == name)
             value, (low, high) = words.number(mine["accuracy_on_correct"]), mine["interval_on_correct"]
             if value is not None:
-                note = f"{name}, {_level(entry)}: {words.percent(value)} of {mine['n_correct']}"
+                note = f"{name}, {words.level(entry)}: {words.percent(value)} of {mine['n_correct']}"
                 points.append(figures.Point(float(place), value, low, high, note))
         lines.append(figures.Line(name, tone, points))
     rows = [
-        (_level(entry), [_cell(next(e for e in entry["models"] if e["name"] == n)) for n in tones]) for entry in entries
+        (words.level(entry), [_cell(next(e for e in entry["models"] if e["name"] == n)) for n in tones])
+        for entry in entries
     ]
     figure = ""
     if len(entries) > 1 and any(line.points for line in lines):
@@ -79,10 +73,6 @@ def _family(family: str, curves: Sequence[Mapping[str, Any]], tones: Mapping[str
             x_ticks=[(float(place), entry["level"]) for place, entry in enumerate(entries)],
         )
     return {"name": family, "about": ABOUT.get(family, ""), "figure": figure, "rows": rows}
-
-
-def _level(entry: Mapping[str, Any]) -> str:
-    return LEVELS.get(entry["transform"], "{}").format(entry["level"])
 
 
 def _cell(entry: Mapping[str, Any]) -> dict[str, str]:
@@ -115,7 +105,7 @@ def _compared(pair: Mapping[str, Any]) -> str:
     if pair["kind"] == "maps":
         return f"{FIGURES[pair['of']]}, {pair['level']} images"
     if pair["kind"] == "accuracy":
-        return f"{pair['of']}, {_level({'transform': pair['of'], 'level': pair['level']})}"
+        return f"{pair['of']}, {words.level({'transform': pair['of'], 'level': pair['level']})}"
     return str(pair["kind"])
 
 

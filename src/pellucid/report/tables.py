@@ -42,8 +42,7 @@ def _looks(looks: Mapping[str, Any], names: list[str]) -> list[list[str]]:
         )
         if told is not None:
             by_name = {each["name"]: each for each in told["models"]}
-            what = told["level"] if family == told["level"] or not told["unit"] else f"{told['unit']} {told['level']}"
-            rows.append([f"still right, {family}, {what}", *(_still(by_name[name]) for name in names)])
+            rows.append([f"still right, {family}, {words.level(told)}", *(_still(by_name[name]) for name in names)])
     if biases := {entry["name"]: entry for entry in looks.get("shape_bias") or []}:
         rows.append(["shape bias", *(_bias(biases[name]) for name in names)])
     return rows

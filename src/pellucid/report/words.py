@@ -24,6 +24,15 @@ _SPACE = "\u00a0"  # no line break between a figure and its unit
 _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
+_LEVELS = {
+    "saturation": "p = {}",
+    "patch shuffling": "{0} × {0} patches",
+    "low frequencies": "up to {} cycles per image",
+    "high frequencies": "beyond {} cycles per image",
+    "random frequencies": "{} of them dropped",
+}
+
+
 def number(value: Any) -> float | None:
     """`value` as a finite float, or None where it is missing, NaN or infinite."""
     if value is None or isinstance(value, str) or not math.isfinite(value):
@@ -57,6 +66,11 @@ def significant(value: Any) -> str:
     digits, _, exponent = f"{finite:.3g}".partition("e")
     power = f" × 10{str(int(exponent)).translate(_SUPERSCRIPT)}" if exponent else ""
     return digits.replace("-", "−") + power
+
+
+def level(entry: Mapping[str, Any]) -> str:
+    """How strongly a transform was applied, "4 × 4 patches"."""
+    return _LEVELS.get(entry["transform"], "{}").format(entry["level"])
 
 
 def radius(eps: float) -> str:
