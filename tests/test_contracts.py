@@ -1,4 +1,4 @@
-"""What every attack and every architecture that is discovered must keep."""
+"""What every attack, interpreter, architecture and transform that is discovered must keep."""
 
 import copy
 import inspect
@@ -9,6 +9,7 @@ from typing import Any, Literal, get_origin
 import jaxtyping
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from pellucid import registry
@@ -16,16 +17,35 @@ from pellucid.attacks.gradient import fgsm, pgd
 from pellucid.attacks.interpretation import aai
 from pellucid.balls import L1, L2, Ball, Linf
 from pellucid.contract import check_contract
+from pellucid.draws import PerImage
 from pellucid.errors import PellucidError
 from pellucid.inputs import given
 from pellucid.interpreters.gradients import gradient
 from pellucid.metrics import margin
 from pellucid.network import Network
+from pellucid.stylising import FeedForward, decoder_layers, encoder_layers
+from pellucid.types import Transform
 
 ATTACKS = sorted(registry.public("attacks"))
 INTERPRETERS = sorted(registry.public("interpreters"))
 ARCHITECTURES = sorted(registry.public("architectures"))
 TRANSFORMS = registry.public("transforms")
+# Of each transform options under which it does something; a name in capitals is the file of that name.
+SETTINGS: dict[str, dict[str, Any]] = {
+    "fast_style": {"weights": "FAST"},
+    "high_pass": {"radius": 3},
+    "low_pass": {"radius": 3},
+    "patch_shuffle": {"k": 2},
+    "random_fourier": {"p": 0.4},
+    "saturate": {"p": 8},
+    "stylize": {"encoder_weights": "ENCODER", "decoder_weights": "DECODER", "styles": "digits", "split": "test"},
+}
+DEVICES = [
+    "cpu",
+    pytest.param(
+        "cuda", marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")]
+    ),
+]
 BALLS = (Linf(0.1), L2(0.8), L1(5.0))
 Quick = Callable[[str, str], Callable[..., Any]]
 Seeded = Callable[[int], torch.Generator]
@@ -406,6 +426,118 @@ def test_aai_moves_maps_and_keeps_classes(tiny: Network, images: Tensor, seeded:
         assert (distance >= last - 1e-12).all()
         last = distance
     assert kept.all()
+
+
+@pytest.fixture(scope="module")
+def style_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Random weights of the networks that put styles on images, each layer keeping the size of what it is given."""
+    folder, files = tmp_path_factory.mktemp("styles"), {}
+    builds = {"ENCODER": encoder_layers, "DECODER": decoder_layers, "FAST": FeedForward}
+    for seed, (name, build) in enumerate(builds.items()):
+        generator, tensors = torch.Generator().manual_seed(seed), build().state_dict()
+        for tensor in tensors.values():
+            scale = (2 / tensor[0].numel()) ** 0.5 if tensor.ndim == 4 else 0.1
+            tensor.normal_(0, scale, generator=generator)
+        files[name] = str(folder / f"{name}.safetensors")
+        save_file(tensors, files[name])
+    return files
+
+
+@pytest.fixture
+def transform(request: pytest.FixtureRequest, style_files: dict[str, str]) -> Transform:
+    """A discovered transform with the options of `SETTINGS`."""
+    assert request.param in SETTINGS, f"{request.param} is new: give it options in SETTINGS"
+    options = {name: style_files.get(str(value), value) for name, value in SETTINGS[request.param].items()}
+    return partial(TRANSFORMS[request.param], **options)
+
+
+every_transform = pytest.mark.parametrize("transform", sorted(TRANSFORMS), indirect=True)
+
+
+def pictures(c: int, dtype: torch.dtype = torch.float64, device: str = "cpu") -> Tensor:
+    """Four images, wider than high."""
+    x = torch.empty(4, c, 16, 24, dtype=torch.float64).uniform_(generator=torch.Generator().manual_seed(5))
+    return x.to(device, dtype)
+
+
+def test_settings_are_those_of_the_transforms_there_are() -> None:
+    assert set(SETTINGS) == set(TRANSFORMS)
+
+
+@every_transform
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("c", [1, 3])
+def test_every_transform_keeps_shape_type_place_and_what_it_is_given(
+    transform: Transform, c: int, dtype: torch.dtype, device: str
+) -> None:
+    """It does something; an empty batch stays one; the images are not written to, and no global generator moves."""
+    x = pictures(c, dtype, device)
+    before, state = x.clone(), torch.get_rng_state()
+    for rows in (range(4), range(1), range(0)):
+        found = transform(x[: len(rows)], generator=PerImage(0, rows))
+        assert (found.shape, found.dtype, found.device) == (x[: len(rows)].shape, x.dtype, x.device)
+        assert found.isfinite().all()
+        assert not torch.equal(found, x[: len(rows)]) or not len(rows)
+    assert torch.equal(x, before)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@every_transform
+def test_every_transform_takes_each_image_alone(transform: Transform) -> None:
+    """One image, or several in another order, become what they become in a larger batch; and again the same."""
+    x = pictures(3)
+    whole = transform(x, generator=PerImage(2, range(4)))
+    assert torch.equal(whole, transform(x, generator=PerImage(2, range(4))))
+    for rows in ([0], [3], [2, 1]):
+        found = transform(x[rows], generator=PerImage(2, rows))
+        torch.testing.assert_close(found, whole[rows], rtol=0, atol=1e-9)
+
+
+@every_transform
+@pytest.mark.parametrize("extreme", [False, True])
+def test_every_transform_keeps_the_box(transform: Transform, extreme: bool) -> None:
+    """Filters with their option `clip`; images of black and white too."""
+    if registry.option(transform, "clip") is not None:
+        transform = partial(transform, **{"clip": True})
+    x = pictures(3).round() if extreme else pictures(3)
+    found = transform(x, generator=PerImage(0, range(4)))
+    assert found.min() >= 0
+    assert found.max() <= 1
+    assert found.std() > 0.01
+
+
+@every_transform
+def test_every_transform_can_be_differentiated(transform: Transform) -> None:
+    """As `pellucid.transforms` says: a derivative that differences confirm, of each image by itself alone."""
+    x = pictures(3).requires_grad_()
+    weight = torch.empty_like(x).normal_(generator=torch.Generator().manual_seed(1))
+
+    def value(at: Tensor) -> Tensor:
+        return (weight * transform(at, generator=PerImage(0, range(4)))).flatten(1).sum(1)
+
+    (gradient,) = torch.autograd.grad(value(x)[1], x)
+    assert gradient.isfinite().all()
+    assert gradient[1].any()
+    assert not gradient[[0, 2, 3]].any()
+    direction, step = torch.zeros_like(x), 1e-8  # longer steps cross kinks of ReLUs
+    direction[1].normal_(generator=torch.Generator().manual_seed(2))
+    x = (0.1 + 0.8 * x).detach().requires_grad_()
+    (gradient,) = torch.autograd.grad(value(x)[1], x)
+    change = (value(x + step * direction) - value(x - step * direction))[1] / (2 * step)
+    assert float(change.detach()) == pytest.approx(float((gradient * direction).sum()), rel=1e-5)
+
+
+@pytest.mark.usefixtures("unchecked")
+@every_transform
+def test_every_transform_refuses_what_are_no_images(transform: Transform) -> None:
+    """But filters take each other's images, which lie beside the box."""
+    cases: dict[str, tuple[Any, str]] = dict(bad_images(pictures(3)[:3]))
+    if registry.option(transform, "clip") is not None:
+        cases = {name: case for name, case in cases.items() if name not in ("bytes as floats", "normalised")}
+    for wrong, match in cases.values():
+        with pytest.raises(PellucidError, match=match):
+            transform(wrong, generator=PerImage(0, range(3)))
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)

@@ -166,14 +166,15 @@ def _read_once(
     path: Path, changed: int, build: Callable[[], nn.Module], what: str, dtype: torch.dtype, device: torch.device
 ) -> nn.Module:
     del changed
-    network = build()
+    with torch.device("meta"):  # no first weights are drawn: they would come from the global generator
+        network = build()
     wanted, found = network.state_dict(), read_state_dict(path)
     differ = [name for name, tensor in wanted.items() if name not in found or found[name].shape != tensor.shape]
     if differ:
         shapes = {name: tuple(found[name].shape) if name in found else "missing" for name in differ[:3]}
         first = ", ".join(f"{name} {shape} for {tuple(wanted[name].shape)}" for name, shape in shapes.items())
         raise PellucidError(f"{path} does not hold the weights of {what}: {len(differ)} tensors differ ({first})")
-    network.load_state_dict({name: found[name].float() for name in wanted})
+    network.load_state_dict({name: found[name].float() for name in wanted}, assign=True)
     return network.to(device, dtype).eval().requires_grad_(False)
 
 

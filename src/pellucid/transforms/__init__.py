@@ -1,1 +1,4 @@
-"""Images to images: shape without texture, texture without shape, and some frequencies without the others."""
+"""Images to images: shape without texture, texture without shape, and some frequencies without the others.
+
+Each can be differentiated by the images, and takes each image alone: what is random of it comes from `generator`.
+"""
