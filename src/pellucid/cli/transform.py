@@ -62,8 +62,8 @@ def transform(
 
     Of each --transform one data set, a folder that --data takes, its images of 8 bits; it is there when it is whole.
     What a seed decides of an image hangs on the image alone, so that the same come out whichever others are chosen.
-    With one --transform the data set is --out itself, with several a folder of it each. Parquet keeps the classes of
-    any data set; folders are numbered in the order of their names, so of others they are refused.
+    With one --transform the data set is --out itself, with several a folder of it each. Class folders are numbered in
+    the order of their names: where a data set's classes are in another order, --format folder is refused.
     """
     from pellucid import registry
     from pellucid.data.write import WRITERS
