@@ -20,7 +20,7 @@ from pellucid.interpreters.activations import cam
 from pellucid.looks import Looked, check_transforms, look, work
 from pellucid.protocol import Protocol, Subject, measure, measurements, prepared
 from pellucid.report.html import build
-from pellucid.results import Rows, concatenate, run_facts, write_json, write_rows
+from pellucid.results import Rows, long_table, run_facts, write_json, write_rows
 from pellucid.summary import AllRows, compare, figures, survivors
 from pellucid.weights import write_atomically
 
@@ -151,13 +151,13 @@ def _described(protocol: Protocol) -> dict[str, Any]:
 
 def _long(rows: Mapping[str, AllRows], transformed: Mapping[tuple[str, str], Rows]) -> Rows:
     """All rows as one long table, with the model, the measurement and its radius or transform beside each."""
-    parts = [(model, what, eps, "", part) for model, found in rows.items() for (what, eps), part in found.items()] + [
-        (model, "transformed", math.nan, transform, part) for (model, transform), part in transformed.items()
+    attacked = [
+        ({"model": model, "measurement": what, "eps": eps, "transform": ""}, part)
+        for model, found in rows.items()
+        for (what, eps), part in found.items()
     ]
-    columns = ("model", "measurement", "eps", "transform")
-    return concatenate(
-        [
-            part | {key: np.array([each] * len(part["index"])) for key, each in zip(columns, named, strict=True)}
-            for *named, part in parts
-        ]
-    )  # an attack's own note of such a name gives way
+    changed = [
+        ({"model": model, "measurement": "transformed", "eps": math.nan, "transform": transform}, part)
+        for (model, transform), part in transformed.items()
+    ]
+    return long_table(attacked + changed)
