@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pellucid import data, registry
+from pellucid import data, pretrained, registry
 from pellucid.attacks.gradient import fgsm, pgd
 from pellucid.balls import Linf
 from pellucid.evaluation import Measurement, attack_images, evaluate
@@ -124,3 +124,14 @@ def test_ten_steps_of_training(tmp_path: Path, digits: data.ImageSet) -> None:
     one = train(recipe, digits, tmp_path / "cpu").state_dict()
     two = train(recipe, digits, tmp_path / "gpu", device="cuda").state_dict()
     assert all(torch.allclose(one[name], two[name].cpu(), atol=2e-3) for name in one)
+
+
+def test_the_zoo_is_built_on_a_gpu_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trained and measured there; the weights load on a CPU."""
+    recipe = Recipe("int2(ball=Linf(0.3), steps=2)", steps=20, batch_size=50)
+    monkeypatch.setattr(pretrained, "recipes", lambda: {"digits/small/int2": recipe})
+    effort = pretrained.Effort(images=20, ensemble="")
+    card = pretrained.build(["digits/small/int2"], tmp_path, effort=effort, device="cuda")["digits/small/int2"]
+    assert card["device"] == "cuda"
+    assert pretrained.cards(tmp_path)["digits/small/int2"]["device"] == "cuda"
+    assert next(load_model(tmp_path / "digits/small/int2")[0].parameters()).device.type == "cpu"

@@ -55,6 +55,7 @@ def test_the_zoo_is_built_once_and_loaded_by_name(tmp_path: Path, monkeypatch: p
     assert card["commit"] == "aaaaaaa"
     assert card["n"] == 10
     assert card["train_seconds"] > 0
+    assert card["device"] == "cpu"
     assert set(card["pgd"]) == set(card["aai"]) == {"0.1", "0.4"}
     assert card["pgd"]["0.4"]["robust"] <= card["clean"]
     assert pretrained.unpacked(card, "pgd", 0.4).mean() == card["pgd"]["0.4"]["robust"]

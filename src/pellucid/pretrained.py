@@ -162,13 +162,15 @@ def build(
     images: int = 1000,
     effort: Effort | None = None,
     adopt: bool = True,
+    device: str = "cpu",
     say: Say | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Train and measure classifiers in `out/NAME` (further seeds in `out/NAME@SEED`); what is finished is kept.
 
     `effort` is by default `effort_for` each recipe, on the first `images` of the test set. With `adopt` networks that
     the package brings, of the same recipe and training images, are not trained again. First seeds come first. Several
-    processes may share the work: each takes what no other is at, and at the end waits.
+    processes may share the work: each takes what no other is at, and at the end waits. On another `device` than the
+    CPU training is as good and not the same to the bit; the card says which it was.
     """
     known = recipes()
     made: dict[str, dict[str, Any]] = {}
@@ -186,7 +188,7 @@ def build(
         try:
             with run_folder.locked(out / full / "cells"):
                 mine, measuring = replace(recipe, seed=seed), effort or effort_for(recipe, images)
-                made[full] = _made(full, mine, *data[recipe.data], out / full, measuring, adopt, say)
+                made[full] = _made(full, mine, *data[recipe.data], out / full, measuring, adopt, device, say)
             passed_over = 0
         except run_folder.Busy:
             wanted.append((full, recipe, seed))
@@ -206,6 +208,7 @@ def _made(
     out: Path,
     effort: Effort,
     adopt: bool,
+    device: str,
     say: Say | None,
 ) -> dict[str, Any]:
     card_path, clock_path = out / "card.json", out / "seconds.json"
@@ -219,7 +222,8 @@ def _made(
 
         def note() -> float:
             seconds = before + time.monotonic() - started
-            write_atomically(clock_path, json.dumps({"seconds": round(seconds, 1), "commit": by}).encode())
+            clock = {"seconds": round(seconds, 1), "commit": by, "device": device}
+            write_atomically(clock_path, json.dumps(clock).encode())
             return seconds
 
         def report(step: int, entry: dict[str, float]) -> None:
@@ -229,9 +233,9 @@ def _made(
             if say is not None:
                 say(f"{name}: training", step, recipe.steps)
 
-        train(recipe, trained, out, resume=resume, report=report)
+        train(recipe, trained, out, resume=resume, device=device, report=report)
         note()
-    model, clock = load_model(out)[0], _clock(clock_path)
+    model, clock = load_model(out)[0].to(device), _clock(clock_path)
     plan = [
         [kind, eps, registry.describe(registry.complete(registry.parse(spec.format(eps=eps), "attacks"))), maps]
         for kind, eps, spec, maps in _plan(model, test, effort)
@@ -241,6 +245,7 @@ def _made(
         return old
     card = measured(model, test, effort, cells=out / "cells", say=say, name=name)
     card |= {"name": name, "recipe": asdict(recipe), "commit": clock["commit"], "train_seconds": clock["seconds"]}
+    card |= {"device": clock["device"]}
     write_json(card_path, card | {"key": key})
     return card | {"key": key}
 
@@ -272,8 +277,8 @@ def _card_alone(out: Path, recipe: Recipe) -> dict[str, Any]:
 
 
 def _clock(path: Path) -> dict[str, Any]:
-    """How long a network was trained, and by which commit of this code."""
-    return {"seconds": None, "commit": None} | (json.loads(path.read_text()) if path.is_file() else {})
+    """How long a network was trained, by which commit of this code, and on what."""
+    return {"seconds": None, "commit": None, "device": "cpu"} | (json.loads(path.read_text()) if path.is_file() else {})
 
 
 def measured(

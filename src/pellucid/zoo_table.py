@@ -75,7 +75,9 @@ def table(cards: Mapping[str, Card]) -> str:
         for name in names:
             seconds = cards[name].get("train_seconds")
             figures = [_cell(cards[name], kind, eps) for kind, eps in COLUMNS]
-            lines.append([name, *figures, str(cards[name]["n"]), "" if seconds is None else f"{seconds:.0f}"])
+            on = cards[name].get("device", "cpu")
+            took = "" if seconds is None else f"{seconds:.0f}" + (f" ({on})" if on != "cpu" else "")
+            lines.append([name, *figures, str(cards[name]["n"]), took])
         if len(names) > 1:
             figures = [_over_seeds([cards[name] for name in names], kind, eps) for kind, eps in COLUMNS]
             lines.append([f"{base}, mean of {len(names)}", *figures, "", ""])

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pellucid.cli.common import JsonOption, err, examples, out, print_json, progress
+from pellucid.cli.common import DeviceOption, JsonOption, err, examples, out, print_json, progress
 
 if TYPE_CHECKING:
     from pellucid import claims as judged
@@ -35,6 +35,7 @@ def zoo(
     images: Annotated[int, typer.Option(help="Test images per measurement, the first ones.")] = 1000,
     fresh: Annotated[bool, typer.Option("--fresh", help="With --build: train also what the package brings.")] = False,
     claims: Annotated[bool, typer.Option("--claims", help="Judge what the papers claim by the cards.")] = False,
+    device: DeviceOption = "cpu",
     json_: JsonOption = False,
 ) -> None:
     """Classifiers of every training objective, each with a card: list them, or train and measure them.
@@ -54,9 +55,9 @@ def zoo(
             def say(what: str, done: int, whole: int) -> None:
                 advance(0, note=f"{what} {done}/{whole}", at=done / max(1, whole))
 
-            pretrained.build(wanted, folder, seeds=seeds, images=images, adopt=not fresh, say=say)
+            pretrained.build(wanted, folder, seeds=seeds, images=images, adopt=not fresh, device=device, say=say)
     cards = {name: card for name, card in pretrained.cards(folder).items() if name.partition("@")[0] in wanted}
-    verdicts = _verdicts(cards, folder, images) if claims else []
+    verdicts = _verdicts(cards, folder, images, device) if claims else []
     if json_:
         print_json({"cards": cards, "claims": [asdict(each) for each in verdicts]} if claims else cards)
     elif not cards:
@@ -85,7 +86,7 @@ def _wanted(only: list[str] | None, folder: Path | None, *, build: bool) -> list
     return wanted
 
 
-def _verdicts(cards: "Mapping[str, Any]", folder: Path | None, images: int) -> "list[judged.Verdict]":
+def _verdicts(cards: "Mapping[str, Any]", folder: Path | None, images: int, device: str) -> "list[judged.Verdict]":
     """Of all claims; FGSM's images are made and shown around, where that was not done and the networks are there."""
     from pellucid import claims, data, pretrained, registry
     from pellucid.attacks.gradient import fgsm
@@ -100,7 +101,7 @@ def _verdicts(cards: "Mapping[str, Any]", folder: Path | None, images: int) -> "
     found = pretrained.shown_around(key, folder)
     if found is None and all(pretrained.loadable(full, folder) for full in asked.values()):
         test = data.load("mnist", "test")
-        models = {name: pretrained.zoo(full, folder) for name, full in asked.items()}
+        models = {name: pretrained.zoo(full, folder).to(device) for name, full in asked.items()}
         found = transfer(models, test, range(min(images, len(test))), fgsm, claims.TRANSFER_EPS)
         if folder is not None:
             pretrained.keep_shown(found, key, folder)
