@@ -496,6 +496,13 @@ def test_a_sheet_holds_every_image_with_its_map(shape: tuple[int, int, int], n: 
     assert made == images.sheet(photographs, maps, ["χ\n" * 50] * n)
 
 
+def test_a_sheet_keeps_the_shape_of_images_and_maps() -> None:
+    """Twice as wide as high: half of each square."""
+    made = images.sheet(np.zeros((1, 3, 20, 40)), np.ones((1, 20, 40)), [""])
+    pixels = np.asarray(Image.open(io.BytesIO(made)))
+    assert (pixels == (178, 24, 43)).all(-1).sum() == (pixels == 0).all(-1).sum() == 112 * 56
+
+
 def test_a_model_that_guesses_is_said_to_guess() -> None:
     audit = an_audit(("one",))
     audit["models"][0] |= {"clean": rate(21), "checks": [check("fail")]}

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Float
 from PIL import Image, ImageDraw, ImageFont
 
-from pellucid.report.images import drawable, photograph_pixels
+from pellucid.report.images import drawable, framed, photograph_pixels
 from pellucid.report.words import shorten
 
 _SIDE, _GAP, _LINE = 112, 8, 18
@@ -32,20 +32,10 @@ def contact_sheet(columns: Mapping[str, Float[np.ndarray, "b c h w"]], captions:
             draw.text((left, 4), shorten(drawable(name), _SIDE // 7), fill="black", font=font)
             for line in range(min(deep, rows - block * deep)):
                 top = _GAP + _LINE + line * high
-                page.paste(_tile(columns[name][block * deep + line]), (left, top))
+                page.paste(framed(photograph_pixels(columns[name][block * deep + line]), _SIDE), (left, top))
                 if place == 0:
                     words = shorten(drawable(captions[block * deep + line]), wide // 7)
                     draw.text((left, top + _SIDE + 1), words, fill=(90, 90, 90), font=font)
     memory = io.BytesIO()
     page.save(memory, "png", optimize=True)
     return memory.getvalue()
-
-
-def _tile(image: Float[np.ndarray, "c h w"]) -> Image.Image:
-    """The image, its longer side of `_SIDE`, amid a white square."""
-    picture = Image.fromarray(photograph_pixels(image)).convert("RGB")
-    enlarge = Image.Resampling.NEAREST if max(picture.size) <= _SIDE else Image.Resampling.LANCZOS
-    wide, high = (max(1, round(n * _SIDE / max(picture.size))) for n in picture.size)
-    square = Image.new("RGB", (_SIDE, _SIDE), "white")
-    square.paste(picture.resize((wide, high), enlarge), ((_SIDE - wide) // 2, (_SIDE - high) // 2))
-    return square

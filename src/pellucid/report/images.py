@@ -54,13 +54,21 @@ def sheet(
     for i, (photo, field, caption) in enumerate(zip(photographs, maps, captions, strict=True)):
         left, top = gap + i % columns * width, gap + i // columns * height
         for k, pixels in enumerate((photograph_pixels(photo), signed_pixels(field, common_scale(field)))):
-            enlarge = Image.Resampling.NEAREST if max(pixels.shape[:2]) <= side else Image.Resampling.LANCZOS
-            tile = Image.fromarray(pixels).convert("RGB").resize((side, side), enlarge)
-            page.paste(tile, (left + k * (side + 2), top))
+            page.paste(framed(pixels, side), (left + k * (side + 2), top))
         draw.text((left, top + side + 3), shorten(drawable(caption), 36), fill="black", font=font)
     memory = io.BytesIO()
     page.save(memory, "png", optimize=True)
     return memory.getvalue()
+
+
+def framed(pixels: UInt8[np.ndarray, "h w *rgb"], side: int) -> Image.Image:
+    """A picture with its longer side of `side`, amid a white square: small ones in squares of pixels."""
+    picture = Image.fromarray(pixels).convert("RGB")
+    enlarge = Image.Resampling.NEAREST if max(picture.size) <= side else Image.Resampling.LANCZOS
+    wide, high = (max(1, round(n * side / max(picture.size))) for n in picture.size)
+    square = Image.new("RGB", (side, side), "white")
+    square.paste(picture.resize((wide, high), enlarge), ((side - wide) // 2, (side - high) // 2))
+    return square
 
 
 def common_scale(*fields: np.ndarray | None) -> float:
