@@ -496,6 +496,20 @@ def test_a_sheet_holds_every_image_with_its_map(shape: tuple[int, int, int], n: 
     assert made == images.sheet(photographs, maps, ["χ\n" * 50] * n)
 
 
+def test_wordnet_ids_are_left_out_and_still_tell_classes_apart() -> None:
+    """ImageNet has two cranes: the wrong one is wrong."""
+    audit = an_audit()
+    audit["gallery"][0]["label"] = audit["looks"]["shown"][0]["label"] = "n02012849 crane"
+    for answers in audit["gallery"][0]["models"]:
+        answers["clean"]["prediction"] = "n03126707 crane"
+    audit["looks"]["shown"][0]["answers"]["clean"] = dict.fromkeys(("standard", "int"), "n03126707 crane")
+    page = text(build(audit, pictures(audit), RUN))
+    assert "n0" not in page
+    assert "✗ crane" in page
+    assert "✓ crane" not in page
+    assert words.class_name("n02012849") == "n02012849"
+
+
 def test_a_sheet_keeps_the_shape_of_images_and_maps() -> None:
     """Twice as wide as high: half of each square."""
     made = images.sheet(np.zeros((1, 3, 20, 40)), np.ones((1, 20, 40)), [""])

@@ -20,7 +20,7 @@ def rows(audit: Mapping[str, Any], arrays: Arrays) -> list[dict[str, Any]]:
             continue
         shown = [_model(row, answers, tones.get(answers["name"], 0), image, arrays) for answers in row["models"]]
         picture = {"uri": images.photograph(image), "pixelated": images.is_pixelated(image)}
-        about = {"index": row["index"], "label": row["label"], "eps": words.radius(row["eps"])}
+        about = {"index": row["index"], "label": words.class_name(row["label"]), "eps": words.radius(row["eps"])}
         found.append({**about, **picture, "models": shown})
     return found
 
@@ -52,7 +52,10 @@ def _images(
     if misled is not None:
         answer = _answer(answers.get("interpretation_attacked"), label)
         tiles.append(_tile("Explanation attacked", images.photograph(misled), image, answer))
-    return [{**tile, "alt": f"Image {row['index']} ({label}), {name}: {tile['title'].lower()}"} for tile in tiles]
+    return [
+        {**tile, "alt": f"Image {row['index']} ({words.class_name(label)}), {name}: {tile['title'].lower()}"}
+        for tile in tiles
+    ]
 
 
 def _maps(row: Mapping[str, Any], answers: Mapping[str, Any], arrays: Arrays) -> list[dict[str, Any]]:
@@ -77,7 +80,10 @@ def _maps(row: Mapping[str, Any], answers: Mapping[str, Any], arrays: Arrays) ->
     if gradient is not None:
         uri = images.signed_map(gradient, scale=images.common_scale(gradient))
         tiles.append({**_tile("Gradient", uri, gradient, text="own scale"), "pixelated": True})
-    return [{**tile, "alt": f"Image {row['index']} ({label}), {name}: map, {tile['title'].lower()}"} for tile in tiles]
+    return [
+        {**tile, "alt": f"Image {row['index']} ({words.class_name(label)}), {name}: map, {tile['title'].lower()}"}
+        for tile in tiles
+    ]
 
 
 def _tile(
@@ -91,7 +97,7 @@ def _answer(answer: Mapping[str, Any] | None, label: str) -> dict[str, Any] | No
         return None
     confidence = words.number(answer.get("confidence"))
     return {
-        "prediction": answer["prediction"],
+        "prediction": words.class_name(answer["prediction"]),
         "confidence": "" if confidence is None else f"{100 * confidence:.0f}\u00a0%",
         "right": answer["prediction"] == label,
     }

@@ -166,9 +166,9 @@ def _gallery(
                 answer = entry["answers"].get(kind, {}).get(name, "")
                 mark = "" if not answer else "✓ " if answer == entry["label"] else "✗ "
                 tile = _tile(short, images.photograph(_brightness(field)[None]), field)
-                tiles.append(tile | {"text": mark + words.shorten(answer, 22)})
+                tiles.append(tile | {"text": mark + words.shorten(words.class_name(answer), 22)})
             strips.append(tiles)
-        rows.append({"label": entry["label"], "strips": strips})
+        rows.append({"label": words.class_name(entry["label"]), "strips": strips})
         number += 1
     return rows
 

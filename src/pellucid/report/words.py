@@ -1,6 +1,7 @@
 """Numbers as words: one way to write a rate, an interval, a radius and a rank correlation; never the word "nan"."""
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -24,6 +25,7 @@ _SPACE = "\u00a0"  # no line break between a figure and its unit
 _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
+_WORDNET = re.compile(r"^n\d{8} +(?=\S)")
 _LEVELS = {
     "saturation": "p = {}",
     "patch shuffling": "{0} × {0} patches",
@@ -66,6 +68,11 @@ def significant(value: Any) -> str:
     digits, _, exponent = f"{finite:.3g}".partition("e")
     power = f" × 10{str(int(exponent)).translate(_SUPERSCRIPT)}" if exponent else ""
     return digits.replace("-", "−") + power
+
+
+def class_name(name: str) -> str:
+    """A class as people call it: without its WordNet id, "n01641577 bullfrog", where a word is left."""
+    return _WORDNET.sub("", name)
 
 
 def level(entry: Mapping[str, Any]) -> str:
