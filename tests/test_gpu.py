@@ -14,12 +14,15 @@ from torch import Tensor
 from pellucid import data, pretrained, registry
 from pellucid.attacks.gradient import fgsm, pgd
 from pellucid.balls import Linf
-from pellucid.evaluation import Measurement, attack_images, evaluate
+from pellucid.evaluation import Measurement, attack_images, evaluate, transformed
 from pellucid.interpreters.activations import cam
 from pellucid.models import load_model
 from pellucid.network import Network, full_precision
 from pellucid.recipe import Recipe
 from pellucid.training import train
+from pellucid.transforms.frequency import low_pass, random_fourier
+from pellucid.transforms.shape import patch_shuffle
+from pellucid.transforms.texture import saturate
 
 Quick = Callable[[str, str], Callable[..., Any]]
 
@@ -135,3 +138,17 @@ def test_the_zoo_is_built_on_a_gpu_and_says_so(tmp_path: Path, monkeypatch: pyte
     assert card["device"] == "cuda"
     assert pretrained.cards(tmp_path)["digits/small/int2"]["device"] == "cuda"
     assert next(load_model(tmp_path / "digits/small/int2")[0].parameters()).device.type == "cpu"
+
+
+@pytest.mark.parametrize("change", [partial(saturate, p=8.0), patch_shuffle, low_pass, random_fourier])
+def test_a_gpu_changes_images_as_a_cpu_does(change: partial, robust: Path, digits: data.ImageSet) -> None:
+    """The same shuffles and frequencies, drawn for each image; the answers are nearly always the same."""
+    one, two = both(robust)
+    x, _ = digits.batch(range(8))
+    found = transformed(change, x.cuda(), range(8), 3)
+    assert found.device.type == "cuda"
+    torch.testing.assert_close(found.cpu(), transformed(change, x, range(8), 3), rtol=1e-4, atol=1e-5)
+    answers = [
+        evaluate(net, digits, range(200), Measurement(transform=change), seed=3)["prediction"] for net in (one, two)
+    ]
+    assert float(np.mean(answers[0] == answers[1])) > 0.98

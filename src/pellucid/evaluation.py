@@ -95,17 +95,17 @@ def evaluate(
             if found is not None:
                 parts.append(found)
             else:
-                clean, y = images.batch(chunk)
+                clean, y = (part.to(device) for part in images.batch(chunk))
                 change = measurement.transform
                 x = clean if change is None else transformed(change, clean, chunk, seed)
                 generator = torch.Generator(device).manual_seed(derive_seed("evaluate", seed, first))
-                attacked, rows = _measure(model, x.to(device), y.to(device), measurement, generator)
+                attacked, rows = _measure(model, x, y, measurement, generator)
                 if change is not None:
                     with torch.no_grad():
-                        rows["clean_prediction"] = model(clean.to(device)).argmax(1).cpu().numpy()
+                        rows["clean_prediction"] = model(clean).argmax(1).cpu().numpy()
                 parts.append({"index": chunk.numpy()} | rows)
                 if look is not None and first == 0:
-                    look(x, attacked.cpu(), parts[-1])
+                    look(x.cpu(), attacked.cpu(), parts[-1])
                 if stored is not None:
                     write_rows(stored, parts[-1])
             if tick is not None:
