@@ -23,7 +23,7 @@ from pellucid.gallery import choose, gallery
 from pellucid.interpreters.gradients import smoothgrad
 from pellucid.protocol import Protocol, Subject
 from pellucid.results import Rows, holm
-from pellucid.summary import FEWEST_MAPS, compare, figures, paired, paired_means, paired_on_correct, survivors
+from pellucid.summary import FEWEST, compare, figures, paired, paired_means, paired_on_correct, survivors
 from pellucid.types import Generator, Images, Labels
 
 EPS = (0.1, 0.2)
@@ -113,7 +113,7 @@ def interpretation(tau: np.ndarray, unchanged: np.ndarray) -> dict[str, Any]:
 
 
 def test_tau_has_no_interval_below_ten_maps_and_says_how_many_it_averages() -> None:
-    tau = np.linspace(0.2, 0.9, FEWEST_MAPS + 2)
+    tau = np.linspace(0.2, 0.9, FEWEST + 2)
     tau[0] = math.nan
     unchanged = np.ones(len(tau), bool)
     enough = interpretation(tau, unchanged)

@@ -30,7 +30,7 @@ ATTACKED = 50  # passes: about what the attacks of an audit take of an image
 NOTES = (
     "Robust accuracy counts every image: one that was wrong before the attack is lost.",
     "An image that fell at a smaller radius counts as fallen at every larger one: its adversarial image is there too.",
-    "Every attack counts: on the prediction, on the explanation, and the worst case at the middle radius.",
+    "Every attack counts: {attacks}.",
     "Whatever an attack returned was checked against its ball and the box, and classified again, in fp32.",
 )
 
@@ -145,8 +145,13 @@ def _described(protocol: Protocol) -> dict[str, Any]:
         "interpreter": registry.describe(registry.option(protocol.aai, "interpreter") or cam),
         "reading": registry.option(protocol.aai, "reading"),
         "precision": "fp32",
-        "notes": list(NOTES),
+        "notes": [note.format(attacks=_counted(protocol)) for note in NOTES],
     }
+
+
+def _counted(protocol: Protocol) -> str:
+    kinds = "on the prediction, on the explanation"
+    return kinds if protocol.worst is None else f"{kinds}, and the worst case at the middle radius"
 
 
 def _long(rows: Mapping[str, AllRows], transformed: Mapping[tuple[str, str], Rows]) -> Rows:

@@ -17,7 +17,7 @@ from pellucid.interpreters.gradients import smoothgrad
 from pellucid.metrics import edges, gini, kendall_tau, share_within
 from pellucid.network import device_of, frozen, full_precision
 from pellucid.results import bootstrap
-from pellucid.summary import FEWEST_MAPS
+from pellucid.summary import FEWEST
 from pellucid.types import Images, Labels
 
 SAMPLES, NOISE = 25, 0.1  # of SmoothGrad: the paper has 100 samples; its noise
@@ -84,7 +84,7 @@ def summed_up(values: Values, seed: int) -> dict[str, dict[str, Any]]:
 
 def _mean(value: Float[np.ndarray, " n"], seed: int) -> dict[str, Any]:
     finite = value[np.isfinite(value)]
-    low, high = bootstrap(finite, seed=seed) if len(finite) >= FEWEST_MAPS else (None, None)
+    low, high = bootstrap(finite, seed=seed) if len(finite) >= FEWEST else (None, None)
     return {"value": float(finite.mean()) if len(finite) else None, "low": low, "high": high, "n": len(finite)}
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float
-from scipy.stats import binomtest, norm
+from scipy.stats import binomtest, t
 
 from pellucid.checks import Check
 from pellucid.outcome import tally
@@ -17,7 +17,7 @@ from pellucid.results import Rows, bootstrap, holm, rate, wilson
 AllRows = Mapping[tuple[str, float], Rows]
 
 ROUNDING = 1e-12  # a smaller spread is the arithmetic's
-FEWEST_MAPS = 10  # a bootstrap of fewer values is much too narrow, and of one value has no width at all
+FEWEST = 10  # of fewer values a bootstrap or a normal interval is much too narrow, and of one it has no width at all
 
 
 def survivors(rows: AllRows, eps: tuple[float, ...]) -> dict[float, np.ndarray]:
@@ -118,34 +118,41 @@ def paired_on_correct(clean_one: Rows, one: Rows, clean_two: Rows, two: Rows) ->
     """Difference of two models' accuracies on correct, its 95 % interval and the p-value of no difference.
 
     Each is a ratio over the same images, `r = Σ b / Σ c` of those right before and after over those right before, whose
-    influence by image is `(b - r c) / mean(c)` (the delta method): the difference is normal with the spread of the
-    difference of influences. NaN where either model is right on no image; where no influence differs, as with ratios of
-    0 and 1, the interval has no width and p is 1, for of the spread nothing is known. Source: the delta method, as for
-    one ratio in Cochran 1977, sec. 6.3.
+    influence by image is `(b - r c) / mean(c)` (the delta method): the difference over the spread of the difference of
+    influences is Student's t. NaN where either model is right on no image. The interval has no width and p is 1 where
+    nothing is known of the spread: where no influence differs, as with ratios of 0 and 1, and where either model is
+    right on fewer than ten images. Source: the delta method, as for one ratio in Cochran 1977, sec. 6.3.
     """
-    ratios, influences = [], []
+    ratios, influences, counts = [], [], []
     for clean, changed in ((clean_one, one), (clean_two, two)):
         before = clean["correct"].astype(float)
         both = before * changed["correct"]
         ratio = both.sum() / before.sum() if before.any() else math.nan
         ratios.append(ratio)
+        counts.append(int(before.sum()))
         influences.append((both - ratio * before) / before.mean() if before.any() else before * math.nan)
-    return _normally(float(ratios[0] - ratios[1]), influences[0] - influences[1])
+    return _by_spread(float(ratios[0] - ratios[1]), influences[0] - influences[1], min(counts))
 
 
 def paired_means(one: Float[np.ndarray, " n"], two: Float[np.ndarray, " n"]) -> dict[str, float]:
-    """Difference of two means over the same things, those left out where either is NaN; interval and p as above."""
+    """Difference of two means over the same things, those left out where either is NaN; interval and p by the paired
+    t test. The interval has no width and p is 1 of fewer than ten."""
     apart = (one - two)[np.isfinite(one - two)]
-    return _normally(float(apart.mean()) if len(apart) else math.nan, apart)
+    return _by_spread(float(apart.mean()) if len(apart) else math.nan, apart, len(apart))
 
 
-def _normally(value: float, influence: Float[np.ndarray, " n"]) -> dict[str, float]:
-    spread = float(influence.std(ddof=1)) / math.sqrt(len(influence)) if len(influence) > 1 else math.nan
-    reach = float(norm.ppf(0.975)) * spread
+def _by_spread(value: float, influence: Float[np.ndarray, " n"], count: int) -> dict[str, float]:
+    n = len(influence)
+    spread = float(influence.std(ddof=1)) / math.sqrt(n) if count >= FEWEST else math.nan
     if not spread > ROUNDING * max(1.0, abs(value)):  # NaN too
         return {"difference": value, "low": value, "high": value, "p": 1.0}
-    p = 2 * float(norm.sf(abs(value) / spread))
-    return {"difference": value, "low": value - reach, "high": value + reach, "p": p}
+    reach = float(t.ppf(0.975, n - 1)) * spread
+    return {
+        "difference": value,
+        "low": value - reach,
+        "high": value + reach,
+        "p": 2 * float(t.sf(abs(value) / spread, n - 1)),
+    }
 
 
 def _correlation(both: int, only_one: int, only_two: int, neither: int) -> float:
@@ -167,7 +174,7 @@ def _interpretation(rows: Rows, eps: float, seed: int) -> dict[str, Any]:
     usable = np.isfinite(rows["tau"])
     kept = rows["unchanged"] & usable
     tau = rows["tau"][kept]
-    low, high = bootstrap(tau, seed=seed) if len(tau) >= FEWEST_MAPS else (None, None)
+    low, high = bootstrap(tau, seed=seed) if len(tau) >= FEWEST else (None, None)
     return {
         "eps": eps,
         "tau": float(tau.mean()) if len(tau) else float("nan"),

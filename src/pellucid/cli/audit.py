@@ -1,7 +1,7 @@
 """pellucid audit"""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
@@ -17,6 +17,7 @@ from pellucid.cli.common import (
     SplitOption,
     StdOption,
     WeightsOption,
+    checked_call,
     err,
     examples,
     named,
@@ -29,6 +30,10 @@ from pellucid.cli.common import (
     radii,
 )
 
+if TYPE_CHECKING:
+    from pellucid.types import Transform
+
+STYLES = ("fast_style", "stylize")
 EPILOGUE = examples(
     "pellucid audit --model runs/a --data digits --out runs/a-audit",
     "pellucid audit --model runs/a --model runs/b --data mnist --images first:1000 --eps 0.1,0.2,0.3 --out runs/ab",
@@ -84,6 +89,7 @@ def audit(
         prepared,
     )
     from pellucid.report.tables import markdown
+    from pellucid.run_folder import claim_call
 
     only_for_others(model, weights, mean, std)
     found, indices = open_images(data, split, images, seed, size)
@@ -97,11 +103,16 @@ def audit(
         seed=seed,
         looks=Looks(
             map_images=64 if min(found.shape[1:]) < PHOTOGRAPH else 16,
-            style=registry.parse(style, "transforms") if style else None,
+            style=_style(style) if style else None,
         )
         if looks
         else None,
     )
+    what = {"eps": list(protocol.eps), "attack": registry.describe(bound), "aai": registry.describe(protocol.aai)}
+    what |= {"worst": None if protocol.worst is None else registry.describe(protocol.worst)}
+    what |= {"looks": looks, "style": style}
+    models = [subject.model for subject in subjects]
+    call = checked_call(out_folder, "audit", what, found, indices, models, seed=seed, device=device)
     subjects = [prepared(subject, protocol, found) for subject in subjects]
     with progress("auditing", total_work(subjects, len(indices), protocol, found), quiet=json_) as tick:
         done = run_audit(
@@ -115,8 +126,22 @@ def audit(
             device=device,
             tick=tick,
         )
+    claim_call(out_folder, call)
     if json_:
         print_json(done.figures)
     else:
         out.print(markdown(done.figures), markup=False, highlight=False, soft_wrap=True)
         err.print(f"[bold]{escape(str(out_folder / 'report.html'))}[/]")
+
+
+def _style(spec: str) -> "Transform":
+    """A transform that stylises, or one of the user's own."""
+    from pellucid import registry
+    from pellucid.errors import PellucidError
+
+    if Path(spec).expanduser().is_file():
+        raise PellucidError(f"--style wants a transform, and {spec} is a file: \"fast_style(weights='{spec}')\"")
+    style = registry.parse(spec, "transforms")
+    if any(registry.own(style)) or registry.describe(style).partition("(")[0] in STYLES:
+        return style
+    raise PellucidError(f"--style {spec} is no style: {' or '.join(STYLES)}, or a transform of your own")

@@ -207,7 +207,19 @@ def open_images(
     found = load(data, _only_split(data) if split is None else split, size=size)
     many = DEFAULT_IMAGES if min(found.shape[1:]) < PHOTOGRAPH else DEFAULT_PHOTOGRAPHS
     default = f"{'first:' if first else ''}{min(first or many, len(found))}"
-    return found, subset(default if images is None else images, len(found), seed)
+    indices = subset(default if images is None else images, len(found), seed)
+    _warn_of_absent_classes(found, indices)
+    return found, indices
+
+
+def _warn_of_absent_classes(images: "ImageSet", indices: "Tensor") -> None:
+    """The first images of a set in class order are of its first classes."""
+    names, here = images.class_names, images.labels[indices].unique().tolist()
+    there = images.labels.unique().tolist()
+    if len(here) < len(there) and len(indices) >= 2 * len(there):
+        gone = ", ".join(names[label] for label in there if label not in here)
+        line = f"warning: these {len(indices)} images are of {len(here)} classes of {len(there)}, none is of {gone}: "
+        err.print(f"{line}--images {len(indices)} draws them at random", markup=False, soft_wrap=True)
 
 
 def _only_split(data: str) -> str:
