@@ -199,7 +199,9 @@ def measured(
             )
             print(f"{name} {family} {level}", file=sys.stderr)
         drawn = smooth_maps(model, x, y, rows=indices[:MAPS].tolist(), seed=given.seed)
-        maps[name] = {figure: value for figure, value in numbers(drawn, x, None).items() if figure != "edges"}
+        maps[name] = {
+            figure: value for figure, value in numbers(drawn, x, None, seed=given.seed).items() if figure != "edges"
+        }
     return rows, maps
 
 

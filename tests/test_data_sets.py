@@ -558,6 +558,10 @@ def test_stimuli_are_known_by_their_classes_and_textures(root: Path) -> None:
     assert stimuli_of(load(with_textures), with_textures, "test") is not None
     assert stimuli_of(load(without), without, "test") is None
     assert stimuli_of(load("digits"), "digits", "test") is None
+    for i, shape in enumerate(SHAPES):
+        (root / "photographs/test" / shape).mkdir(parents=True)
+        shutil.copy(files[0], root / "photographs/test" / shape / (f"{i}.png" if i else "img1-copy2.png"))
+    assert stimuli_of(load(root / "photographs"), root / "photographs", "test") is None
     for i, (file, _, _) in enumerate(made):
         file.rename(file.with_name(f"{i}.png"))
     assert stimuli_of(load(root / "mine"), root / "mine", "test") is None

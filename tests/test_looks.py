@@ -24,7 +24,7 @@ from pellucid.metrics import edges, gini, share_within
 from pellucid.models import save_model
 from pellucid.protocol import Looks
 from pellucid.results import Rows, read_rows
-from pellucid.salience import noise_gini, numbers, smooth_maps, summed_up
+from pellucid.salience import _others, noise_gini, numbers, smooth_maps, summed_up
 from pellucid.shape_bias import fitting_stimuli, shape_bias
 from pellucid.summary import paired_means, paired_on_correct
 from pellucid.transforms.shape import patch_shuffle
@@ -167,27 +167,38 @@ def test_the_numbers_of_maps_by_hand(generator: torch.Generator) -> None:
     for i in range(12):
         x[i, 0, :, 3 if i % 2 else 7 :] = 1  # the step's two columns: 2 and 3, or 6 and 7
     maps = edges(x).float()
-    found = summed_up(numbers(maps, x, None), 0)
+    found = summed_up(numbers(maps, x, None, seed=0), 0)
     assert found["edges"]["value"] == 1
-    assert found["edges_more"]["value"] == 1
+    other = _others(12, 0)
+    assert found["edges_more"]["value"] == pytest.approx(float((other % 2 != torch.arange(12) % 2).float().mean()))
     assert found["edges"]["n"] == 12
     assert found["gini"]["value"] == pytest.approx(0.8)
     assert "tau" not in found
     noise = torch.empty(12, 10, 10).uniform_(generator=generator)
-    flat = summed_up(numbers(noise, x, 1 - noise), 0)
+    flat = summed_up(numbers(noise, x, 1 - noise, seed=0), 0)
     assert flat["tau"]["value"] == pytest.approx(-1)
     assert abs(flat["edges_more"]["value"]) < 0.02
     assert flat["tau"]["low"] is not None
-    same = summed_up(numbers(noise, x, noise), 0)
+    same = summed_up(numbers(noise, x, noise, seed=0), 0)
     assert same["tau"]["value"] == pytest.approx(1)
     assert same["tau_more"]["value"] == pytest.approx(1, abs=0.1)  # other noise has nothing in common
-    apart = numbers(noise, x, noise.roll(-1, 0))  # of each image's map before, the next image's map now
-    assert summed_up(apart, 0)["tau_more"]["value"] == pytest.approx(-1, abs=0.1)
+    swapped = numbers(noise[other], x, noise, seed=0)  # of each image now what the other's map was
+    assert summed_up(swapped, 0)["tau_more"]["value"] == pytest.approx(-1, abs=0.1)
     maps[:3] = 0
-    few = summed_up(numbers(maps, x, None), 0)
+    few = summed_up(numbers(maps, x, None, seed=0), 0)
     assert few["edges"]["n"] == 9
     assert few["edges"]["low"] is None
-    assert not {"edges_more", "tau_more"} & set(numbers(maps[5:6], x[5:6], maps[5:6]))
+    assert not {"edges_more", "tau_more"} & set(numbers(maps[5:6], x[5:6], maps[5:6], seed=0))
+
+
+@pytest.mark.parametrize("n", [2, 3, 64])
+def test_the_other_image_is_another(n: int) -> None:
+    """Each is the other of one, and nobody his own; the seed decides."""
+    other = _others(n, 3)
+    assert sorted(other.tolist()) == list(range(n))
+    assert (other != torch.arange(n)).all()
+    assert torch.equal(other, _others(n, 3))
+    assert n < 64 or not torch.equal(other, _others(n, 4))
 
 
 def test_noise_has_its_gini_index() -> None:
@@ -367,6 +378,22 @@ def test_a_style_that_is_not_there_is_told_first(tmp_path: Path, capsys: pytest.
     assert run([*command, "--style", "fast_style(weights='nowhere')", "--out", str(tmp_path / "out")]) == 2
     assert "no file 'nowhere'" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_a_transform_that_is_no_style_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A built-in of another kind, and a file of weights alone; one of the user's own goes."""
+    save_model(small(generator=torch.Generator().manual_seed(0)), tmp_path / "net.safetensors", architecture="small")
+    command = ["audit", "--model", str(tmp_path / "net.safetensors"), "--data", "digits", "--images", "first:12"]
+    command += ["--eps", "0.1", "--attack", "fgsm", "--worst", "none", "--json", "--out", str(tmp_path / "out")]
+    assert run([*command, "--style", "saturate(p=4)"]) == 2
+    assert "saturate(p=4) is no style: fast_style or stylize" in capsys.readouterr().err
+    assert run([*command, "--style", str(tmp_path / "net.safetensors")]) == 2
+    assert "fast_style(weights=" in capsys.readouterr().err
+    own = tmp_path / "own.py"
+    own.write_text("def dark(x):\n    return x / 2\n")
+    assert run([*command, "--style", f"{own}:dark"]) == 0
+    assert run([*command, "--style", f"{own}:dark", "--seed", "1"]) == 2
+    assert "holds the results of another call (seed was 0 and is 1)" in capsys.readouterr().err
 
 
 def test_every_audit_asks_what_its_models_look_at(tmp_path: Path) -> None:

@@ -248,6 +248,14 @@ def test_what_was_shown_around_is_kept_for_those_very_networks(tmp_path: Path, s
     assert pretrained.shown_around("bbbb", tmp_path) is None
 
 
+def test_a_device_that_is_not_there_is_told_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Nothing was taken over or trained."""
+    command = ["zoo", "--folder", str(tmp_path / "zoo"), "--build", "--only", "mnist/small/standard"]
+    assert run([*command, "--device", "cuda:99"]) == 2
+    assert "device 'cuda:99' cannot be used" in capsys.readouterr().err
+    assert not (tmp_path / "zoo").exists()
+
+
 def test_a_zoo_that_is_not_there_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A mistyped folder is no empty zoo."""
     assert run(["zoo", "--folder", str(tmp_path / "zo")]) == 2

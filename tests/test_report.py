@@ -91,7 +91,7 @@ def the_looks(names: tuple[str, ...]) -> dict[str, Any]:
 
     levels = [("saturation", "2", "p"), ("saturation", "1024", "p"), ("style", "stylised", "")]
     difference = {"difference": -0.456, "low": -0.512, "high": -0.398, "p": 0.0001, "p_holm": 0.0042}
-    kinds = [("accuracy", "saturation", "1024"), ("maps", "tau", "stylised"), ("shape bias", "", "")]
+    kinds = [("accuracy", "saturation", "1024"), ("maps", "tau_more", "stylised"), ("shape bias", "", "")]
     maps: dict[str, Any] = {"edges": mean(0.31), "edges_more": mean(0.11)}
     return {
         "curves": [

@@ -247,12 +247,41 @@ def test_a_difference_of_accuracies_on_correct_turns_with_its_sides_and_may_be_u
     assert math.isnan(paired_on_correct(never, two, three, four)["difference"])
 
 
-def test_a_difference_of_means_is_the_paired_t_of_many() -> None:
-    """With 500 pairs the normal's p is that of the t-test, and pairs with a NaN are left out."""
+def test_the_largest_difference_of_accuracies_on_correct_is_one() -> None:
+    """All kept against none: no influence differs, and the images that both had right before decide; so do they where
+    both keep all. Of fewer than ten nothing is told."""
+    all_, none = {"correct": np.ones(50, bool)}, {"correct": np.zeros(50, bool)}
+    found = paired_on_correct(all_, all_, all_, none)
+    assert found == paired(all_["correct"], none["correct"])
+    assert found["p"] < 1e-10
+    assert 0.8 < found["low"] < found["high"] == 1
+    same = paired_on_correct(all_, all_, all_, all_)
+    assert same["low"] < same["difference"] == 0 < same["high"]
+    few = {"correct": np.arange(50) < 9}
+    assert paired_on_correct(few, all_, few, none) == {"difference": 1.0, "low": 1.0, "high": 1.0, "p": 1.0}
+
+
+def test_few_images_right_before_reject_no_more_than_they_may() -> None:
+    """Two models alike, right on some twelve of 1,000 before: p below .0019 comes as rarely as that, or nearly."""
+    generator, rejected, tried = np.random.default_rng(5), 0, 4000
+    for _ in range(tried):
+        before: list[Rows] = [{"correct": generator.uniform(size=1000) < 0.015} for _ in range(2)]
+        after: list[Rows] = [{"correct": generator.uniform(size=1000) < 0.5} for _ in range(2)]
+        rejected += paired_on_correct(before[0], after[0], before[1], after[1])["p"] < 0.0019
+    assert rejected <= 0.0019 * tried + 4 * math.sqrt(0.0019 * tried)
+
+
+def test_a_difference_of_means_is_the_paired_t_test() -> None:
+    """Of many and of few; pairs with a NaN are left out, and fewer than ten tell nothing."""
     generator = np.random.default_rng(3)
     one, two = generator.normal(size=500), generator.normal(loc=0.1, size=500)
+    for n in (500, 10):
+        test = ttest_rel(one[:n], two[:n])
+        found, interval = paired_means(one[:n], two[:n]), test.confidence_interval()
+        assert found["p"] == pytest.approx(test.pvalue)
+        assert (found["low"], found["high"]) == pytest.approx((interval.low, interval.high))
+    assert paired_means(one[:9], two[:9])["p"] == 1
     found = paired_means(one, two)
-    assert found["p"] == pytest.approx(ttest_rel(one, two).pvalue, rel=0.05)
     one_more = paired_means(np.append(one, math.nan), np.append(two, 5.0))
     assert one_more == found
 

@@ -3,6 +3,7 @@
 import io
 import json
 import math
+import shutil
 import weakref
 from collections.abc import Callable
 from functools import partial
@@ -559,6 +560,33 @@ def test_sets_are_written_part_by_part(form: str, tmp_path: Path, monkeypatch: p
         written = pq.ParquetFile(tmp_path / "test.parquet")
         assert [written.metadata.row_group(i).num_rows for i in range(4)] == [100, 100, 100, 50]
         assert json.loads(written.schema_arrow.metadata[b"huggingface"])["info"]["features"]["label"]["names"]
+
+
+def test_a_set_made_anew_takes_the_place_of_the_old_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Interrupted while the old folder goes, all of the new one is there; nothing hidden stays in the end."""
+    where = tmp_path / "set"
+
+    def made(value: int) -> None:
+        with write._whole(where) as neighbour:
+            for name in ("a", "b"):
+                (neighbour / name).mkdir(parents=True)
+                (neighbour / name / "0.png").write_bytes(bytes([value]))
+
+    made(1)
+    gone, interrupted = shutil.rmtree, [False]
+
+    def interrupting(path: Path) -> None:
+        if not interrupted[0]:
+            interrupted[0] = True
+            raise KeyboardInterrupt
+        gone(path)
+
+    monkeypatch.setattr(write.shutil, "rmtree", interrupting)
+    with pytest.raises(KeyboardInterrupt):
+        made(2)
+    assert sorted(file.read_bytes() for file in where.rglob("*.png")) == [b"\2", b"\2"]
+    made(3)
+    assert sorted(file.read_bytes() for file in where.rglob("*.png")) == [b"\3", b"\3"]
 
 
 @pytest.mark.parametrize("form", ["parquet", "folder"])

@@ -18,6 +18,7 @@ from pellucid.data import ImageSet
 from pellucid.gallery import choose, gallery
 from pellucid.interpreters.activations import cam
 from pellucid.looks import Looked, check_transforms, look, work
+from pellucid.network import device_of
 from pellucid.protocol import Protocol, Subject, measure, measurements, prepared
 from pellucid.report.html import build
 from pellucid.results import Rows, long_table, run_facts, write_json, write_rows
@@ -71,7 +72,7 @@ def run_audit(
     started, now = time.monotonic(), datetime.now(UTC).isoformat(timespec="seconds")
     cells = out / "cells"
     if protocol.looks is not None:
-        check_transforms(images, indices, protocol.looks, protocol.seed)
+        check_transforms(images, indices, protocol.looks, protocol.seed, device_of(subjects[0].model))
     subjects = [prepared(s, protocol, images) for s in subjects]
     rows = {
         s.name: measure(

@@ -35,7 +35,7 @@ from pellucid.types import Attack, Generator, Images, Interpreter, Labels, Notes
 
 CHUNK = 100  # images per chunk at most: the seeds hang on it, so it follows from the images' size alone
 COLUMNS = 2  # the edition of the rows' columns: chunks stored with others are made anew
-TRANSFORMED = 2  # the same of what only rows of transformed images have otherwise
+TRANSFORMED = 3  # the same of what only rows of transformed images have otherwise
 CHUNK_VALUES = 1_300_000  # pixel values per chunk at most: what bounds the memory of large images
 Look = Callable[[Images, Images, Rows], None]
 
@@ -124,7 +124,7 @@ def _stored(path: Path | None) -> Rows | None:
 def transformed(transform: Transform, x: Images, rows: Tensor | Sequence[int], seed: int) -> Images:
     """What a transform makes of images, each with a stream of random numbers of its own: of its row and the seed.
 
-    Raises `PellucidError` where that is not finite, or of another shape or type.
+    Raises `PellucidError` where that is not finite, or of another shape, type or device.
     """
     random = "generator" in inspect.signature(transform).parameters
     name = registry.describe(transform)
@@ -134,6 +134,8 @@ def transformed(transform: Transform, x: Images, rows: Tensor | Sequence[int], s
         raise PellucidError(f"{name} returned a {type(found).__name__}, and must return images")
     if found.shape != x.shape or found.dtype != x.dtype:
         raise PellucidError(f"{name} returned {found.dtype} {tuple(found.shape)} for {x.dtype} {tuple(x.shape)}")
+    if found.device != x.device:
+        raise PellucidError(f"{name} returned images on {found.device} for images on {x.device}")
     if not bool(found.isfinite().all()):
         raise PellucidError(f"{name} returned pixels that are not finite")
     return found

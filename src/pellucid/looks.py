@@ -41,7 +41,7 @@ SATURATIONS = (0.25, 0.5, 1, 2, 4, 8, 16, 64, 1024)  # of the paper
 SHUFFLES = (2, 4, 8)
 DROPPED = (0.1, 0.3, 0.5)
 OCTAVES = (16, 8, 4, 2)  # radii: the image's side over these, so a filter of an octave each
-COMPARED = ("gini", "edges_more", "tau")  # figures of maps that two models are compared by
+COMPARED = ("gini", "edges_more", "tau_more")  # figures of maps that two models are compared by
 
 
 @dataclass(frozen=True)
@@ -140,10 +140,10 @@ def _described(looks: Looks, shape: tuple[int, int, int]) -> dict[str, Any]:
     return how | {"images": kinds}
 
 
-def check_transforms(images: ImageSet, indices: Tensor, looks: Looks, seed: int) -> None:
+def check_transforms(images: ImageSet, indices: Tensor, looks: Looks, seed: int, device: torch.device) -> None:
     """Every transform on one image, and the stimuli: what is wrong with their files is said before hours of attacks."""
     _stimuli(images)
-    x, _ = images.batch(indices[:1])
+    x = images.batch(indices[:1])[0].to(device)
     for _, made in levels(images.shape, looks.style).values():
         for transform in made.values():
             transformed(transform, x, indices[:1], seed)
@@ -232,8 +232,10 @@ def _of_maps(
     few = _few(clean, sample, looks.shown)
     rows = indices[sample]
     x, y = images.batch(rows)
+    there = x.to(device_of(next(iter(models.values()))))
     kinds = {salience.CLEAN: x} | {
-        kind: transformed(change, x, rows, seed) for kind, change in changes(images.shape, looks.style).items()
+        kind: transformed(change, there, rows, seed).cpu()
+        for kind, change in changes(images.shape, looks.style).items()
     }
     values, maps = salience.of_models(models, kinds, y, rows=rows.tolist(), seed=seed, tick=tick)
     summed = [

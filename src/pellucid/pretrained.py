@@ -27,7 +27,7 @@ from pellucid.models import load_model
 from pellucid.outcome import outcome
 from pellucid.recipe import Recipe
 from pellucid.results import commit, fingerprint, model_digest, write_json
-from pellucid.training import train
+from pellucid.training import train, usable
 from pellucid.transfer import Transfer
 from pellucid.weights import write_atomically
 
@@ -173,6 +173,7 @@ def build(
     CPU training is as good and not the same to the bit; the card says which it was.
     """
     known = recipes()
+    usable(device)
     made: dict[str, dict[str, Any]] = {}
     data: dict[str, tuple[ImageSet, ImageSet]] = {}
     names = list(names)
@@ -217,12 +218,13 @@ def _made(
         return alone
     if not run_folder.finished(out, recipe):
         resume = (out / run_folder.RECIPE).is_file()
-        before = _clock(clock_path)["seconds"] or 0.0
+        before, was = (_clock(clock_path)[key] for key in ("seconds", "device"))
+        before, on = before or 0.0, "+".join(dict.fromkeys([*(was.split("+") if before else []), device]))
         started, by = time.monotonic(), commit()
 
         def note() -> float:
             seconds = before + time.monotonic() - started
-            clock = {"seconds": round(seconds, 1), "commit": by, "device": device}
+            clock = {"seconds": round(seconds, 1), "commit": by, "device": on}
             write_atomically(clock_path, json.dumps(clock).encode())
             return seconds
 
@@ -245,7 +247,7 @@ def _made(
         return old
     card = measured(model, test, effort, cells=out / "cells", say=say, name=name)
     card |= {"name": name, "recipe": asdict(recipe), "commit": clock["commit"], "train_seconds": clock["seconds"]}
-    card |= {"device": clock["device"]}
+    card |= {"device": clock["device"], "measured_on": device}
     write_json(card_path, card | {"key": key})
     return card | {"key": key}
 

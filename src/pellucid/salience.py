@@ -17,6 +17,7 @@ from pellucid.interpreters.gradients import smoothgrad
 from pellucid.metrics import edges, gini, kendall_tau, share_within
 from pellucid.network import device_of, frozen, full_precision
 from pellucid.results import bootstrap
+from pellucid.seeds import derive_seed
 from pellucid.summary import FEWEST
 from pellucid.types import Images, Labels
 
@@ -55,23 +56,32 @@ def smooth_maps(
     return torch.cat(parts)
 
 
-def numbers(maps: Float[Tensor, "b h w"], x: Images, before: Float[Tensor, "b h w"] | None) -> dict[str, Any]:
+def numbers(
+    maps: Float[Tensor, "b h w"], x: Images, before: Float[Tensor, "b h w"] | None, *, seed: int
+) -> dict[str, Any]:
     """Of every image's map: its `gini` index; `edges`, the share on the image's edges; `edges_more`, how much more than
     on another image's; `tau`, Kendall's, to the map before, averaged to at most 28 x 28; `tau_more`, how much more than
-    to another image's. The other image is the one before it. NaN for maps of zeros, and no `_more` of a single image.
+    to another image's. The other image is drawn by the seed. NaN for maps of zeros, and no `_more` of a single image.
     """
+    other = _others(len(maps), seed)
     places = edges(x, share=EDGES)
     own = share_within(maps, places)
     found = {"gini": gini(maps.flatten(1)), "edges": own}
     if len(maps) > 1:
-        found["edges_more"] = own - share_within(maps, places.roll(1, 0))
+        found["edges_more"] = own - share_within(maps, places[other])
     if before is not None:
         side = min(FINEST, maps.shape[1], maps.shape[2])
         now, then = (F.adaptive_avg_pool2d(each[:, None], side).flatten(1) for each in (maps, before))
         found["tau"] = kendall_tau(then, now)
         if len(maps) > 1:
-            found["tau_more"] = found["tau"] - kendall_tau(then.roll(1, 0), now)
+            found["tau_more"] = found["tau"] - kendall_tau(then[other], now)
     return {name: value.double().numpy() for name, value in found.items()}
+
+
+def _others(n: int, seed: int) -> Tensor:
+    """For each of n another one, the next in a drawn order: the order they stand in, by class say, decides nothing."""
+    order = torch.randperm(n, generator=torch.Generator().manual_seed(derive_seed("another image", seed)))
+    return torch.empty_like(order).scatter_(0, order, order.roll(1))
 
 
 def summed_up(values: Values, seed: int) -> dict[str, dict[str, Any]]:
@@ -110,7 +120,7 @@ def of_models(
         for kind, x in kinds.items():
             maps[name, kind] = smooth_maps(model, x, y, rows=rows, seed=seed, kind=kind)
             before = None if kind in (CLEAN, SHUFFLED) else maps[name, CLEAN]
-            values[name, kind] = numbers(maps[name, kind], x, before)
+            values[name, kind] = numbers(maps[name, kind], x, before, seed=seed)
             if tick is not None:
                 tick(SAMPLES * len(x))
     return values, maps

@@ -119,9 +119,10 @@ def paired_on_correct(clean_one: Rows, one: Rows, clean_two: Rows, two: Rows) ->
 
     Each is a ratio over the same images, `r = Σ b / Σ c` of those right before and after over those right before, whose
     influence by image is `(b - r c) / mean(c)` (the delta method): the difference over the spread of the difference of
-    influences is Student's t. NaN where either model is right on no image. The interval has no width and p is 1 where
-    nothing is known of the spread: where no influence differs, as with ratios of 0 and 1, and where either model is
-    right on fewer than ten images. Source: the delta method, as for one ratio in Cochran 1977, sec. 6.3.
+    influences is Student's t, with as many degrees of freedom as the fewer right before, less one. Where no influence
+    differs, as with ratios of 0 and 1, it is `paired` on the images right before by both. NaN where either model is
+    right on no image; of fewer than ten such images the interval has no width and p is 1.
+    Source: the delta method, as for one ratio in Cochran 1977, sec. 6.3.
     """
     ratios, influences, counts = [], [], []
     for clean, changed in ((clean_one, one), (clean_two, two)):
@@ -131,7 +132,11 @@ def paired_on_correct(clean_one: Rows, one: Rows, clean_two: Rows, two: Rows) ->
         ratios.append(ratio)
         counts.append(int(before.sum()))
         influences.append((both - ratio * before) / before.mean() if before.any() else before * math.nan)
-    return _by_spread(float(ratios[0] - ratios[1]), influences[0] - influences[1], min(counts))
+    both = clean_one["correct"].astype(bool) & clean_two["correct"].astype(bool)
+    apart = influences[0] - influences[1]
+    if both.sum() >= FEWEST and np.ptp(apart) < ROUNDING:
+        return paired(one["correct"].astype(bool)[both], two["correct"].astype(bool)[both])
+    return _by_spread(float(ratios[0] - ratios[1]), apart, min(counts))
 
 
 def paired_means(one: Float[np.ndarray, " n"], two: Float[np.ndarray, " n"]) -> dict[str, float]:
@@ -142,16 +147,15 @@ def paired_means(one: Float[np.ndarray, " n"], two: Float[np.ndarray, " n"]) -> 
 
 
 def _by_spread(value: float, influence: Float[np.ndarray, " n"], count: int) -> dict[str, float]:
-    n = len(influence)
-    spread = float(influence.std(ddof=1)) / math.sqrt(n) if count >= FEWEST else math.nan
+    spread = float(influence.std(ddof=1)) / math.sqrt(len(influence)) if count >= FEWEST else math.nan
     if not spread > ROUNDING * max(1.0, abs(value)):  # NaN too
         return {"difference": value, "low": value, "high": value, "p": 1.0}
-    reach = float(t.ppf(0.975, n - 1)) * spread
+    reach = float(t.ppf(0.975, count - 1)) * spread
     return {
         "difference": value,
         "low": value - reach,
         "high": value + reach,
-        "p": 2 * float(t.sf(abs(value) / spread, n - 1)),
+        "p": 2 * float(t.sf(abs(value) / spread, count - 1)),
     }
 
 

@@ -62,7 +62,7 @@ def train(
     teacher and names none trains one first, by the same recipe, in the folder `teacher`.
     """
     objective = _ramped(registry.parse(recipe.objective, "objectives"), recipe)
-    where = _usable(place(device))
+    where = usable(place(device))
     crew = team(where)
     if _wants_teacher(objective):
         objective = _taught(objective, recipe, images, out, resume=resume, device=device, report=report)
@@ -188,7 +188,8 @@ def _taught(objective: Objective, recipe: Recipe, images: ImageSet, out: Path, *
     return taught
 
 
-def _usable(device: str) -> torch.device:
+def usable(device: str) -> torch.device:
+    """The device; raises `PellucidError` where there is none such."""
     try:
         torch.Generator(device)
         torch.zeros(1, device=device)

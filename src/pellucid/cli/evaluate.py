@@ -156,7 +156,12 @@ def _print(summary: dict[str, Any]) -> None:
     if "transform" in summary:
         kept, (low, high) = summary["accuracy_on_correct"], summary["interval_on_correct"]
         among = f"among the {summary['n_correct']} that are right without it"
-        out.print(f"{among} {kept:.4f}  (95 %: {low:.4f} to {high:.4f})", highlight=False)
+        found = (
+            f"{among} {kept:.4f}  (95 %: {low:.4f} to {high:.4f})"
+            if summary["n_correct"]
+            else "right on none without it"
+        )
+        out.print(found, highlight=False)
     out.print(f"median input-gradient norm {summary['input_gradient_norm_median']:.3g}")
 
 

@@ -91,6 +91,7 @@ def _verdicts(cards: "Mapping[str, Any]", folder: Path | None, images: int, devi
     from pellucid import claims, data, pretrained, registry
     from pellucid.attacks.gradient import fgsm
     from pellucid.results import fingerprint
+    from pellucid.training import usable
     from pellucid.transfer import transfer
 
     asked = {name: f"{claims.ROSS}/{name}" for name in claims.TRANSFERRED}
@@ -101,7 +102,7 @@ def _verdicts(cards: "Mapping[str, Any]", folder: Path | None, images: int, devi
     found = pretrained.shown_around(key, folder)
     if found is None and all(pretrained.loadable(full, folder) for full in asked.values()):
         test = data.load("mnist", "test")
-        models = {name: pretrained.zoo(full, folder).to(device) for name, full in asked.items()}
+        models = {name: pretrained.zoo(full, folder).to(usable(device)) for name, full in asked.items()}
         found = transfer(models, test, range(min(images, len(test))), fgsm, claims.TRANSFER_EPS)
         if folder is not None:
             pretrained.keep_shown(found, key, folder)

@@ -77,7 +77,8 @@ def stimuli_of(images: ImageSet, name: str | Path, split: str) -> CueConflict | 
 def _say_textures(name: str, split: str) -> bool:
     place = locate(name, split)
     if place.folder is not None:
-        return any(NAME.fullmatch(file.stem) for file, _ in place.images())
+        named = [NAME.fullmatch(file.stem) for file, _ in place.images()]
+        return sum(found is not None and {*found.groups()} <= {*SIXTEEN} for found in named) > len(named) / 2
     return COLUMN in (open_hub(name, place) if place.hub else open_table(place)).column_names
 
 

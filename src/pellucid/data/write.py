@@ -114,18 +114,34 @@ def _whole(path: Path) -> Iterator[Path]:
     is interrupted, nothing is left."""
     made = [parent for parent in path.parents if not parent.exists()]
     path.parent.mkdir(parents=True, exist_ok=True)
-    neighbour = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    neighbour, old = (path.with_name(f".{path.name}.{os.getpid()}.{kind}") for kind in ("tmp", "old"))
     try:
         yield neighbour
-        if path.is_dir():
-            shutil.rmtree(path)
-        neighbour.replace(path)
+        _put(neighbour, path, old)
     except OSError as error:  # the user knows the file, not its neighbour; a full disk's error knows neither
         if error.filename is None or str(neighbour) in str(error.filename):
             error.filename, error.filename2 = str(path), None
         raise
     finally:
-        shutil.rmtree(neighbour) if neighbour.is_dir() else neighbour.unlink(missing_ok=True)
+        for rest in (neighbour, old):
+            _remove(rest)
         with suppress(OSError):  # those that are not empty stay
             for parent in made:
                 parent.rmdir()
+
+
+def _put(made: Path, path: Path, old: Path) -> None:
+    """`made` in the place of `path`; a folder that stood there is `old` meanwhile, and comes back if that fails."""
+    if path.is_dir():
+        _remove(old)  # an interrupted call left it
+        path.rename(old)
+    try:
+        made.replace(path)
+    except BaseException:
+        if old.exists():
+            old.rename(path)
+        raise
+
+
+def _remove(path: Path) -> None:
+    shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)

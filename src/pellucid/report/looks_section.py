@@ -21,7 +21,7 @@ ABOUT = {
 FIGURES = {
     "gini": "Gini index of the maps",
     "edges_more": "share on edges, more than another image's",
-    "tau": "τ to the clean map",
+    "tau_more": "τ to the clean map, more than to another image's",
 }
 
 

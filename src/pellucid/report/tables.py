@@ -5,8 +5,7 @@ from typing import Any
 
 from pellucid.report import words
 
-# {transform: the level that is told; where there is none of that name, the one in the middle}
-TELLING = {"saturation": "1024", "patch shuffling": "4", "low frequencies": "", "high frequencies": "", "style": ""}
+TELLING = {"saturation": "1024", "patch shuffling": "4"}  # the level that is told; else the one in the middle
 
 
 def markdown(audit: Mapping[str, Any]) -> str:
@@ -35,14 +34,12 @@ def markdown(audit: Mapping[str, Any]) -> str:
 def _looks(looks: Mapping[str, Any], names: list[str]) -> list[list[str]]:
     """A row of every transform, at the level that tells most: the share still right of those right before."""
     rows = []
-    for family, level in TELLING.items():
-        entries = [entry for entry in looks.get("curves") or [] if entry["transform"] == family]
-        told = next(
-            (entry for entry in entries if entry["level"] == level), entries[len(entries) // 2] if entries else None
-        )
-        if told is not None:
-            by_name = {each["name"]: each for each in told["models"]}
-            rows.append([f"still right, {family}, {words.level(told)}", *(_still(by_name[name]) for name in names)])
+    curves = looks.get("curves") or []
+    for family in dict.fromkeys(entry["transform"] for entry in curves):
+        entries, level = [entry for entry in curves if entry["transform"] == family], TELLING.get(family)
+        told = next((entry for entry in entries if entry["level"] == level), entries[len(entries) // 2])
+        by_name = {each["name"]: each for each in told["models"]}
+        rows.append([f"still right, {family}, {words.level(told)}", *(_still(by_name[name]) for name in names)])
     if biases := {entry["name"]: entry for entry in looks.get("shape_bias") or []}:
         rows.append(["shape bias", *(_bias(biases[name]) for name in names)])
     return rows
