@@ -44,13 +44,11 @@ DataOption = Annotated[
 SplitOption = Annotated[
     str | None, typer.Option(help="Which split of the data. Default: test, or the one split that there is.")
 ]
+WHICH = "all, a count (a seeded sample), first:N, FROM:TO, or boopathy200 (the papers')."
+AnyImagesOption = Annotated[str, typer.Option("--images", help=WHICH)]
 ImagesOption = Annotated[
     str | None,
-    typer.Option(
-        "--images",
-        help="all, a count (a seeded sample), first:N, FROM:TO, or boopathy200 (the papers'). Default: 200, or all if "
-        "fewer; of photographs, from 128 pixels on, 40.",
-    ),
+    typer.Option("--images", help=f"{WHICH} Default: 200, or all if fewer; of photographs, from 128 pixels on, 40."),
 ]
 SizeOption = Annotated[
     int | None, typer.Option(help="Resize: the shorter side to this, then the centre square. For photographs.")

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pellucid.cli.common import (
+    AnyImagesOption,
     DataOption,
     DeviceOption,
-    ImagesOption,
     JsonOption,
     MeanOption,
     ModelOption,
@@ -51,7 +51,7 @@ EPILOGUE = examples(
 def evaluate(
     model: ModelOption,
     data: DataOption,
-    images: ImagesOption = "all",
+    images: AnyImagesOption = "all",
     split: SplitOption = None,
     size: SizeOption = None,
     transform: Annotated[
