@@ -391,6 +391,8 @@ def test_a_transform_that_is_no_style_is_refused(tmp_path: Path, capsys: pytest.
     assert "fast_style(weights=" in capsys.readouterr().err
     own = tmp_path / "own.py"
     own.write_text("def dark(x):\n    return x / 2\n")
+    (tmp_path / "out/standard").mkdir(parents=True)  # as the demo has its networks beside its report
+    assert run([*command, "--style", f"{own}:dark"]) == 0
     assert run([*command, "--style", f"{own}:dark"]) == 0
     assert run([*command, "--style", f"{own}:dark", "--seed", "1"]) == 2
     assert "holds the results of another call (seed was 0 and is 1)" in capsys.readouterr().err
