@@ -89,10 +89,11 @@ def _changed(out: Path, facts: Mapping[str, Any], run: Mapping[str, Any]) -> lis
         raise PellucidError(f"{out / RECIPE}: {error}") from None
 
 
-def check_call(out: Path, call: Mapping[str, Any], *, grows: str = "") -> None:
+def check_call(out: Path, call: Mapping[str, Any], *, grows: str = "", shared: bool = False) -> None:
     """Raise `PellucidError` unless `out` is free, or holds the results of this very call, which are then replaced.
 
-    `grows` names a list that may be longer than it was: what was there is then made anew, with the rest.
+    `grows` names a list that may be longer than it was: what was there is then made anew, with the rest. In a `shared`
+    folder files of no call may lie too, as the demo's networks beside its audit.
     """
     if out.exists() and not out.is_dir():
         raise PellucidError(f"--out {out} is a file: name a folder")
@@ -101,7 +102,7 @@ def check_call(out: Path, call: Mapping[str, Any], *, grows: str = "") -> None:
         if out.exists()
         else []
     )
-    if not held:
+    if not held or (shared and not (out / CALL).exists()):
         return
     remedy = "choose another --out, or remove that folder"
     if not (out / CALL).exists():

@@ -89,7 +89,7 @@ def audit(
         prepared,
     )
     from pellucid.report.tables import markdown
-    from pellucid.run_folder import CALL, claim_call
+    from pellucid.run_folder import claim_call
 
     only_for_others(model, weights, mean, std)
     found, indices = open_images(data, split, images, seed, size)
@@ -108,12 +108,16 @@ def audit(
         if looks
         else None,
     )
-    what = {"eps": list(protocol.eps), "attack": registry.describe(bound), "aai": registry.describe(protocol.aai)}
-    what |= {"worst": None if protocol.worst is None else registry.describe(protocol.worst)}
-    what |= {"looks": looks, "style": style}
+    what = {
+        "eps": list(protocol.eps),
+        "attack": registry.describe(bound),
+        "aai": registry.describe(protocol.aai),
+        "worst": None if protocol.worst is None else registry.describe(protocol.worst),
+        "looks": looks,
+        "style": style,
+    }
     models = [subject.model for subject in subjects]
-    claimed = out_folder if (out_folder / CALL).exists() or out_folder.is_file() else None  # beside networks it may lie
-    call = checked_call(claimed, "audit", what, found, indices, models, seed=seed, device=device)
+    call = checked_call(out_folder, "audit", what, found, indices, models, seed=seed, device=device)
     subjects = [prepared(subject, protocol, found) for subject in subjects]
     with progress("auditing", total_work(subjects, len(indices), protocol, found), quiet=json_) as tick:
         done = run_audit(

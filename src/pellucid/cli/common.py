@@ -191,7 +191,8 @@ def checked_call(
         "models": [model_key(model, images, indices) for model in models],
     }
     if out_folder is not None:
-        check_call(out_folder, call, grows="models" if command == "transfer" else "")
+        grows = "models" if command == "transfer" else ""
+        check_call(out_folder, call, grows=grows, shared=command == "audit")
     return call
 
 
