@@ -569,6 +569,17 @@ def test_stimuli_are_known_by_their_classes_and_textures(root: Path) -> None:
     assert "its name must be" in refusal(lambda: stimuli_of(load("cue-conflict"), "cue-conflict", "test"))
 
 
+def test_stimuli_that_lack_classes_are_refused_and_not_taken_for_other_images(tmp_path: Path) -> None:
+    """Of fewer than half of the classes they may be anything."""
+    stimuli(tmp_path / "mine")
+    shutil.rmtree(tmp_path / "mine" / "bear")
+    message = refusal(lambda: stimuli_of(load(tmp_path / "mine"), tmp_path / "mine", "test"))
+    assert "lacks images of 1 of the 16 shapes: bear" in message
+    for name in SHAPES[2:9]:
+        shutil.rmtree(tmp_path / "mine" / name)
+    assert stimuli_of(load(tmp_path / "mine"), tmp_path / "mine", "test") is None
+
+
 def test_folders_that_are_no_cue_conflict_are_refused(tmp_path: Path) -> None:
     def damaged(name: str, change: Callable[[Path], object]) -> str:
         """The refusal of a copy that was changed."""
