@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -346,6 +347,16 @@ def test_checks_fail_on_planted_masks(network: nn.Module, images: ImageSet) -> N
     assert quantised["transfer from honest does not beat the direct attack"] == "fail"
     assert quantised["an attack without gradients does not beat one"] == "fail"
     assert verdicts(Restless(), images)["the model answers the same twice"] == "fail"
+
+
+def test_a_model_that_is_right_on_nothing_passes_no_check_of_an_attack(network: nn.Module, images: ImageSet) -> None:
+    """Nobody withstands, and that shows nothing: only what asks for no attack is answered."""
+    x, _ = images.batch(torch.arange(len(images)))
+    wrong = replace(images, labels=(network(x).argmax(1) + 1) % 10)
+    found = verdicts(network, wrong)
+    asked_alone = {"gradients do not underflow", "the model answers the same twice"}
+    assert {name for name, verdict in found.items() if verdict == "pass"} == asked_alone
+    assert set(found.values()) == {"pass", "undecided"}
 
 
 def test_a_larger_radius_that_helps_the_defender_fails(network: nn.Module, images: ImageSet) -> None:

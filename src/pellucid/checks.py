@@ -5,7 +5,7 @@ sign test, and can fail: a failed check says that the robust accuracy is not to 
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -104,9 +104,12 @@ def masking_checks(
         carried = under(partial(transfer, source=other, ball=ball))
         title = f"transfer from {name} does not beat the direct attack"
         duels.append(_Duel(title, strong, carried, "the attack", "transfer", eps, _WHY_TRANSFER))
+    attacked = [*_decided(duels), _reaches_zero(unbounded)]
+    if not clean.any():  # whoever withstood nothing was not shown to be attacked well
+        detail = f"the model is right on none of the {len(clean)} images: there is nothing to attack"
+        attacked = [replace(check, verdict="undecided", detail=detail) for check in attacked]
     return [
-        *_decided(duels),
-        _reaches_zero(unbounded),
+        *attacked,
         _underflow(rows["clean", 0.0]["gradient_norm"][chosen], registry.option(attack, "underflow") == "repair"),
         _same_twice(model, images, indices),
     ]
