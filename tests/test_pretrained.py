@@ -191,6 +191,19 @@ def test_shorter_ensembles_are_starred_and_a_seed_without_a_figure_leaves_no_mea
     assert lines[4].count("[") == 2  # and clean: no tau
 
 
+def test_a_table_wider_than_the_terminal_comes_in_parts() -> None:
+    """Every part fits and begins with the names; together they hold what the whole table holds."""
+    whole = zoo_table.table(pretrained.cards(None)).splitlines()
+    parts = [part.splitlines() for part in zoo_table.table(pretrained.cards(None), width=100).split("\n\n")]
+    assert len(whole[0]) > 100 >= max(len(line) for part in parts for line in part)
+    for row, line in enumerate(whole):
+        if row != 1:
+            cells = [[cell.strip() for cell in part[row].split("|")[1:-1]] for part in parts]
+            assert len({name for name, *_ in cells}) == 1
+            joined = [cells[0][0], *(cell for _, *rest in cells for cell in rest)]
+            assert joined == [cell.strip() for cell in line.split("|")[1:-1]]
+
+
 def test_every_recipe_is_of_what_there_is() -> None:
     """Specifications parse, with the options that their functions have; every objective but none is in the zoo."""
     known = pretrained.recipes()

@@ -1,5 +1,6 @@
 """The zoo's table: what every network withstands, with intervals, the published figures beneath."""
 
+import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from statistics import fmean
@@ -60,12 +61,13 @@ COLUMNS = [("clean", ""), *MEASURED, *MAPS]
 Card = Mapping[str, Any]
 
 
-def table(cards: Mapping[str, Card]) -> str:
+def table(cards: Mapping[str, Card], *, width: float = math.inf) -> str:
     """The cards in Markdown, `value ±w`: w is the wider half of the 95 % interval, Wilson's, and tau's by bootstrap.
 
     Behind a tau stands over how many images it is taken, those that keep their class; of fewer than ten no interval is
     given. Of several seeds comes their mean too, with the least and the greatest in brackets, where all have one; then
-    what was published, of 200 other images. Starred are figures of a shorter ensemble.
+    what was published, of 200 other images. Starred are figures of a shorter ensemble. Where it is wider than `width`
+    characters, its columns come one part beneath the other, each with the names.
     """
     lines = [["name", *(f"{kind} {eps}".strip() for kind, eps in COLUMNS), "n", "seconds"]]
     seeds: dict[str, list[str]] = defaultdict(list)
@@ -86,7 +88,23 @@ def table(cards: Mapping[str, Card]) -> str:
             lines.append([f"{base}, as published", *figures, "200", ""])
     short = sorted({_by(card, eps) for card in cards.values() for eps in card.get("ensemble", {})})
     note = [f"\\* {spec}" for spec in short if spec != ENSEMBLE.format(eps=ENSEMBLE_EPS)]
-    return "\n".join([_aligned(lines), *(["", *note] if note else [])])
+    parts = "\n\n".join(_aligned(part) for part in _fitting(lines, width))
+    return "\n".join([parts, *(["", *note] if note else [])])
+
+
+def _fitting(lines: Sequence[Sequence[str]], width: float) -> list[list[list[str]]]:
+    """The lines in parts that are no wider, as far as a name and one column allow; in each the first column again."""
+    name, *columns = list(zip(*lines, strict=True))
+    groups: list[list[tuple[str, ...]]] = []
+    for column in columns:
+        if not groups or _wide([name, *groups[-1], column]) > width:
+            groups.append([])
+        groups[-1].append(column)
+    return [[list(line) for line in zip(name, *group, strict=True)] for group in groups]
+
+
+def _wide(columns: Sequence[Sequence[str]]) -> int:
+    return sum(max(map(len, column)) + 3 for column in columns) + 1
 
 
 def _aligned(lines: Sequence[Sequence[str]]) -> str:

@@ -1,5 +1,6 @@
 """pellucid zoo"""
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -64,7 +65,8 @@ def zoo(
         how = f"with --folder {folder or 'zoo'} --build: {', '.join(wanted)}"
         err.print(f"None is here yet. These can be trained, {how}", markup=False)
     else:
-        out.print(zoo_table.table(cards), markup=False, highlight=False, soft_wrap=True)
+        width = out.width if out.is_terminal else math.inf
+        out.print(zoo_table.table(cards, width=width), markup=False, highlight=False, soft_wrap=True)
     if verdicts and not json_:
         out.print("\n" + judged.table(verdicts), markup=False, highlight=False, soft_wrap=True)
 
