@@ -2,7 +2,7 @@
 ImageNet, beside the paper's figures, and what became of its claims.
 
     python benchmarks/zhang_zhu.py --data cifar10 --device cuda --out runs/zz                # all of it, resumably
-    python benchmarks/zhang_zhu.py --data cifar10 --device cuda --out runs/zz --only pgd-l2  # trains one, in a process
+    python benchmarks/zhang_zhu.py --data cifar10 --device cuda --out runs/zz --together     # its networks side by side
     python benchmarks/zhang_zhu.py --data tiny-imagenet-20 --style rain_princess.safetensors --device cuda --out runs/zz
 
 Four networks: standard; PGD in Linf of 8/255 and in L2 (1.2 on CIFAR-10, as the paper; on Tiny ImageNet its 12 at 224
@@ -17,9 +17,10 @@ fraction of the paper's, and so is the accuracy. PELLUCID_DATA must hold the dat
 
 import argparse
 import json
+import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -107,20 +108,40 @@ def main() -> None:
     parser.add_argument("--precision", default="bf16")
     parser.add_argument("--style", type=Path, help="weights for fast_style; without, nothing is stylised")
     parser.add_argument("--images", type=int, help="test images; by default all")
-    parser.add_argument("--only", choices=MODELS, help="train this one, and measure nothing")
+    parser.add_argument("--only", choices=MODELS, help="this network alone, and no tables")
+    parser.add_argument("--together", action="store_true", help="a process for each network, on the one device")
     given = parser.parse_args()
     out = given.out / given.data
-    for name in [given.only] if given.only else ("standard", "pgd-linf", "pgd-l2", "underfit"):
+    if given.together:
+        side_by_side(given, out)
+    names = (given.only,) if given.only else ("standard", "pgd-linf", "pgd-l2", "underfit")
+    for name in names:
         trained(name, given, out)
-    if given.only:
-        return
     test = data.load(given.data, SPLITS[given.data])
     style = None if given.style is None else partial(fast_style, weights=str(given.style))
-    rows, maps = measured(test, style, given, out)
+    rows, maps = measured(names if given.only else MODELS, test, style, given, out)
+    if given.only:
+        return
     text = report(given.data, rows, maps)
     (out / "tables.md").write_text(text)
     write_json(out / "figures.json", figures(rows, maps))
     print(text)
+
+
+def side_by_side(given: argparse.Namespace, out: Path) -> None:
+    """Every network trained and measured in a process of its own, underfit's once its model is finished.
+
+    Nothing is handed back: what they measured lies in the cells. Ctrl-C reaches them all, and each keeps what it has.
+    """
+    command = [sys.executable, __file__, *(each for each in sys.argv[1:] if each != "--together"), "--only"]
+    first = {name: subprocess.Popen([*command, name]) for name in ("standard", "pgd-linf", "pgd-l2")}
+    trained = partial(run_folder.finished, out / "pgd-linf", recipe("pgd-linf", given, out))
+    while first["pgd-linf"].poll() is None and not trained():
+        time.sleep(1)
+    codes = {"underfit": subprocess.call([*command, "underfit"]) if trained() else 1}
+    codes |= {name: process.wait() for name, process in first.items()}
+    if failed := [name for name, code in codes.items() if code]:
+        raise PellucidError(f"{', '.join(failed)} failed; what it said is above. The same command goes on from there")
 
 
 def recipe(name: str, given: argparse.Namespace, out: Path) -> Recipe:
@@ -176,9 +197,9 @@ def trained(name: str, given: argparse.Namespace, out: Path) -> None:
 
 
 def measured(
-    test: data.ImageSet, style: Transform | None, given: argparse.Namespace, out: Path
+    names: Sequence[str], test: data.ImageSet, style: Transform | None, given: argparse.Namespace, out: Path
 ) -> tuple[Measured, Maps]:
-    """Every network on every changed test set and under PGD; and figures of its SmoothGrad maps, per image."""
+    """These networks on every changed test set and under PGD; and figures of their SmoothGrad maps, per image."""
     indices = torch.arange(len(test) if given.images is None else min(given.images, len(test)))
     plan = {
         (family, level): Measurement(transform=as_in_the_paper(family, transform))
@@ -190,7 +211,7 @@ def measured(
     x, y = test.batch(indices[:MAPS])
     rows: dict[str, dict[tuple[str, str], Rows]] = {}
     maps: dict[str, dict[str, np.ndarray]] = {}
-    for name in MODELS:
+    for name in names:
         model: nn.Module = load_model(out / name)[0].to(given.device)
         rows[name] = {}
         for (family, level), measurement in plan.items():
