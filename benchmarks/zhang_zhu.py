@@ -28,7 +28,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pellucid import data, registry, run_folder
 from pellucid.attacks.gradient import pgd
@@ -52,6 +52,7 @@ from pellucid.types import Transform
 L2_RADII = {"cifar10": 1.2, "tiny-imagenet-20": 12 * 64 / 224}
 MODELS = ("standard", "underfit", "pgd-linf", "pgd-l2")
 TRAINED = MODELS[2:]  # adversarially
+AT_ONCE = ("standard", *TRAINED)  # underfit's needs the Linf one to be finished
 SPLITS = {"cifar10": "test", "tiny-imagenet-20": "valid"}
 MARGIN = 0.1  # within which two are alike
 MAPS = 256  # images
@@ -108,20 +109,22 @@ def main() -> None:
     parser.add_argument("--precision", default="bf16")
     parser.add_argument("--style", type=Path, help="weights for fast_style; without, nothing is stylised")
     parser.add_argument("--images", type=int, help="test images; by default all")
-    parser.add_argument("--only", choices=MODELS, help="this network alone, and no tables")
-    parser.add_argument("--together", action="store_true", help="a process for each network, on the one device")
+    part = parser.add_mutually_exclusive_group()
+    part.add_argument("--only", choices=MODELS, help="this network alone, and no tables")
+    part.add_argument("--together", action="store_true", help="a process for each network, on the one device")
     given = parser.parse_args()
     out = given.out / given.data
     if given.together:
         side_by_side(given, out)
-    names = (given.only,) if given.only else ("standard", "pgd-linf", "pgd-l2", "underfit")
+    names = (given.only,) if given.only else (*AT_ONCE, "underfit")
     for name in names:
         trained(name, given, out)
     test = data.load(given.data, SPLITS[given.data])
     style = None if given.style is None else partial(fast_style, weights=str(given.style))
-    rows, maps = measured(names if given.only else MODELS, test, style, given, out)
+    rows = measured(names, test, style, given, out)
     if given.only:
         return
+    maps = mapped(test, given, out)
     text = report(given.data, rows, maps)
     (out / "tables.md").write_text(text)
     write_json(out / "figures.json", figures(rows, maps))
@@ -134,13 +137,13 @@ def side_by_side(given: argparse.Namespace, out: Path) -> None:
     Nothing is handed back: what they measured lies in the cells. Ctrl-C reaches them all, and each keeps what it has.
     """
     command = [sys.executable, __file__, *(each for each in sys.argv[1:] if each != "--together"), "--only"]
-    first = {name: subprocess.Popen([*command, name]) for name in ("standard", "pgd-linf", "pgd-l2")}
-    trained = partial(run_folder.finished, out / "pgd-linf", recipe("pgd-linf", given, out))
-    while first["pgd-linf"].poll() is None and not trained():
+    running = {name: subprocess.Popen([*command, name]) for name in AT_ONCE}
+    ready = partial(run_folder.finished, out / "pgd-linf", recipe("pgd-linf", given, out))
+    while running["pgd-linf"].poll() is None and not ready():
         time.sleep(1)
-    codes = {"underfit": subprocess.call([*command, "underfit"]) if trained() else 1}
-    codes |= {name: process.wait() for name, process in first.items()}
-    if failed := [name for name, code in codes.items() if code]:
+    if ready():
+        running["underfit"] = subprocess.Popen([*command, "underfit"])
+    if failed := [name for name, process in running.items() if process.wait()]:
         raise PellucidError(f"{', '.join(failed)} failed; what it said is above. The same command goes on from there")
 
 
@@ -198,9 +201,9 @@ def trained(name: str, given: argparse.Namespace, out: Path) -> None:
 
 def measured(
     names: Sequence[str], test: data.ImageSet, style: Transform | None, given: argparse.Namespace, out: Path
-) -> tuple[Measured, Maps]:
-    """These networks on every changed test set and under PGD; and figures of their SmoothGrad maps, per image."""
-    indices = torch.arange(len(test) if given.images is None else min(given.images, len(test)))
+) -> Measured:
+    """These networks on every changed test set and under PGD."""
+    indices = shown(test, given)
     plan = {
         (family, level): Measurement(transform=as_in_the_paper(family, transform))
         for family, (_, made) in levels(test.shape, style).items()
@@ -208,9 +211,7 @@ def measured(
     }
     attack = partial(pgd, ball=Linf(8 / 255), steps=40, step_size=2 / 255, random_start=False, stop_when_fooled=True)
     plan = {("clean", ""): Measurement(), ("PGD", "8/255"): Measurement(attack=attack)} | plan
-    x, y = test.batch(indices[:MAPS])
     rows: dict[str, dict[tuple[str, str], Rows]] = {}
-    maps: dict[str, dict[str, np.ndarray]] = {}
     for name in names:
         model: nn.Module = load_model(out / name)[0].to(given.device)
         rows[name] = {}
@@ -219,11 +220,26 @@ def measured(
                 model, test, indices, measurement, seed=given.seed, cells=out / "cells"
             )
             print(f"{name} {family} {level}", file=sys.stderr)
-        drawn = smooth_maps(model, x, y, rows=indices[:MAPS].tolist(), seed=given.seed)
+    return rows
+
+
+def mapped(test: data.ImageSet, given: argparse.Namespace, out: Path) -> Maps:
+    """Figures of every network's SmoothGrad maps, per image."""
+    indices = shown(test, given)[:MAPS]
+    x, y = test.batch(indices)
+    maps: dict[str, dict[str, np.ndarray]] = {}
+    for name in MODELS:
+        model: nn.Module = load_model(out / name)[0].to(given.device)
+        drawn = smooth_maps(model, x, y, rows=indices.tolist(), seed=given.seed)
         maps[name] = {
             figure: value for figure, value in numbers(drawn, x, None, seed=given.seed).items() if figure != "edges"
         }
-    return rows, maps
+    return maps
+
+
+def shown(test: data.ImageSet, given: argparse.Namespace) -> Tensor:
+    """The test images that are measured on."""
+    return torch.arange(len(test) if given.images is None else min(given.images, len(test)))
 
 
 def as_in_the_paper(family: str, transform: Transform) -> Transform:
