@@ -32,8 +32,8 @@ PACKAGE := $(CURDIR)/src/pellucid/pretrained_models
 zoo-package:
 	cd zoo && for card in $$(find . -name card.json); do to="$(PACKAGE)/$${card%/*}" && cd "$${card%/*}" && \
 	    install -D -m 644 -t "$$to" card.json && \
-	    case "$$to" in *@*) ;; *) install -m 644 recipe.json seconds.json "$$to" && find . -maxdepth 1 \
-	    -name model.safetensors -size -1024k -exec install -m 644 {} "$$to" \; ;; esac && cd "$(CURDIR)/zoo"; done
+	    case "$$to" in *@*) ;; *) find . -maxdepth 1 -name model.safetensors -size -1024k \
+	    -exec install -m 644 {} recipe.json seconds.json "$$to" \; ;; esac && cd "$(CURDIR)/zoo"; done
 	test ! -f zoo/transfer.json || install -m 644 zoo/transfer.json "$(PACKAGE)"
 
 bench: $(VENV)/.installed-dev

@@ -110,7 +110,7 @@ def recipes() -> dict[str, Recipe]:
     """`{name: recipe}` of every classifier of the zoo, such as `mnist/small/int2-adv`."""
     found = {f"mnist/small/{name}": _small(spec, **changes) for name, (spec, changes) in _OBJECTIVES.items()}
     for name, (spec, changes) in _OBJECTIVES.items():
-        steps = 1500 if name in ("standard", "distilled") else 1000  # each of the others' takes two to five of these
+        steps = 1500 if name in ("standard", "distilled") else 1000  # most others' cost two to five of these each
         ross = {"architecture": "ross", "batch_size": 128, "lr": 1e-3, "steps": steps}
         if not name.startswith(("int", "ig", "persistent")):  # a map of one position says nothing of where
             found[f"mnist/ross/{name}"] = _small(spec, **(dict(changes) | ross))
