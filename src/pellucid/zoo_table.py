@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
-from pellucid.pretrained import ENSEMBLE, ENSEMBLE_EPS, EPS
+from pellucid.pretrained import AAI, ENSEMBLE, ENSEMBLE_EPS, EPS
 from pellucid.results import wilson
 
 # Boopathy et al. 2020 (paper, Tables 2 and 3; slides, Tables 1 and 3): MNIST Small at eps .3 and .4.
@@ -66,8 +66,8 @@ def table(cards: Mapping[str, Card], *, width: float = math.inf) -> str:
 
     Behind a tau stands over how many images it is taken, those that keep their class; of fewer than ten no interval is
     given. Of several seeds comes their mean too, with the least and the greatest in brackets, where all have one; then
-    what was published, of 200 other images. Starred are figures of a shorter ensemble. Where it is wider than `width`
-    characters, its columns come one part beneath the other, each with the names.
+    what was published, of 200 other images. Starred are figures of a shorter ensemble, and tau of other maps than CAM.
+    Where it is wider than `width` characters, its columns come one part beneath the other, each with the names.
     """
     lines = [["name", *(f"{kind} {eps}".strip() for kind, eps in COLUMNS), "n", "seconds"]]
     seeds: dict[str, list[str]] = defaultdict(list)
@@ -86,8 +86,8 @@ def table(cards: Mapping[str, Card], *, width: float = math.inf) -> str:
         if base in PUBLISHED:
             figures = [PUBLISHED[base].get(f"{kind} {eps}".strip(), "") for kind, eps in COLUMNS]
             lines.append([f"{base}, as published", *figures, "200", ""])
-    short = sorted({_by(card, eps) for card in cards.values() for eps in card.get("ensemble", {})})
-    note = [f"\\* {spec}" for spec in short if spec != ENSEMBLE.format(eps=ENSEMBLE_EPS)]
+    others = {_other(card, kind, eps) for card in cards.values() for kind, eps in COLUMNS} - {""}
+    note = [f"\\* {spec}" for spec in sorted(others)]
     parts = "\n\n".join(_aligned(part) for part in _fitting(lines, width))
     return "\n".join([parts, *(["", *note] if note else [])])
 
@@ -137,16 +137,20 @@ def _cell(card: Card, kind: str, eps: str) -> str:
     found = _figure(value)
     if value is not None and interval is not None and None not in interval:
         found += f" ±{max(interval[1] - value, value - interval[0]):.3f}".replace("0.", ".")
+    star = "\\*" if value is not None and _other(card, kind, eps) else ""
     if kind == "tau":
         n = card.get("aai", {}).get(eps, {}).get("n_tau")
-        return found if n is None else f"{found} ({n})".strip()
-    shorter = kind == "ensemble" and value is not None and _by(card, eps) != ENSEMBLE.format(eps=eps)
-    return found + ("\\*" if shorter else "")
+        return found + star if n is None else f"{found}{star} ({n})".strip()
+    return found + star
 
 
-def _by(card: Card, eps: str) -> str:
-    """The ensemble that a card was measured with; older cards say none, and had the whole one."""
-    return card["ensemble"][eps].get("attack", ENSEMBLE.format(eps=eps))
+def _other(card: Card, kind: str, eps: str) -> str:
+    """The attack behind a figure, where it is not the usual one; older cards, which had that, say none."""
+    usual = {"ensemble": ENSEMBLE, "tau": AAI}.get(kind)
+    if usual is None:
+        return ""
+    spec = card.get("aai" if kind == "tau" else kind, {}).get(eps, {}).get("attack", "")
+    return "" if spec == usual.format(eps=eps) else spec.replace(f"({eps})", "(ε)") if kind == "tau" else spec
 
 
 def _over_seeds(cards: Sequence[Card], kind: str, eps: str) -> str:
