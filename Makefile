@@ -24,7 +24,7 @@ check: $(VENV)/.installed-dev
 
 # Hours: every classifier of the zoo, trained and measured anew; give it again to go on. PELLUCID_DATA must hold mnist.
 zoo: $(VENV)/.installed
-	OMP_NUM_THREADS=1 $(BIN)/pellucid zoo --folder zoo --build --fresh
+	OMP_NUM_THREADS=1 $(BIN)/pellucid zoo --folder zoo --build --fresh --claims
 
 # What `make zoo` made, into the package: every card, and the weights of first seeds where they are less than a MiB.
 # The wheel leaves out some of these (pyproject.toml): they save a checkout from training them again.

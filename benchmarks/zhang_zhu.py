@@ -100,7 +100,9 @@ Maps = Mapping[str, Mapping[str, np.ndarray]]  # {model: {figure: per image}}
 
 def main() -> None:
     """Train what is not trained, measure what is not measured, print tables and verdicts."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     parser.add_argument("--data", choices=list(SPLITS), required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--device", default="cpu")
@@ -137,13 +139,17 @@ def side_by_side(given: argparse.Namespace, out: Path) -> None:
     Nothing is handed back: what they measured lies in the cells. Ctrl-C reaches them all, and each keeps what it has.
     """
     command = [sys.executable, __file__, *(each for each in sys.argv[1:] if each != "--together"), "--only"]
-    running = {name: subprocess.Popen([*command, name]) for name in AT_ONCE}
     ready = partial(run_folder.finished, out / "pgd-linf", recipe("pgd-linf", given, out))
-    while running["pgd-linf"].poll() is None and not ready():
-        time.sleep(1)
-    if ready():
-        running["underfit"] = subprocess.Popen([*command, "underfit"])
-    if failed := [name for name, process in running.items() if process.wait()]:
+    ready()  # raises where the folder is another recipe's
+    running = {name: subprocess.Popen([*command, name]) for name in AT_ONCE}
+    try:
+        while running["pgd-linf"].poll() is None and not ready():
+            time.sleep(1)
+        if ready():
+            running["underfit"] = subprocess.Popen([*command, "underfit"])
+    finally:  # after Ctrl-C too, of which each makes an end by itself
+        failed = [name for name, process in running.items() if process.wait()]
+    if failed:
         raise PellucidError(f"{', '.join(failed)} failed; what it said is above. The same command goes on from there")
 
 
@@ -178,16 +184,25 @@ def recipe(name: str, given: argparse.Namespace, out: Path) -> Recipe:
 
 def clean_accuracy(run: Path) -> float:
     """On held-out images, at the end of a finished run."""
+    if not (run / "model.safetensors").is_file():
+        raise PellucidError(f"underfit stops at the accuracy of {run.name}, which is not finished: leave out --only")
     log = json.loads((run / "metrics.json").read_text())
     return [entry["validation_accuracy"] for entry in log if "validation_accuracy" in entry][-1]
 
 
 def trained(name: str, given: argparse.Namespace, out: Path) -> None:
     """Train a network, or go on with it; what is finished is left."""
-    mine, where, started = recipe(name, given, out), out / name, time.monotonic()
-    if run_folder.finished(where, mine):
-        return
-    images = data.load(given.data, "train")
+    mine, where = recipe(name, given, out), out / name
+    if not run_folder.finished(where, mine):
+        _train(name, mine, where, given)
+    if mine.stop_at is not None and (reached := clean_accuracy(where)) < mine.stop_at:
+        raise PellucidError(
+            f"{name} reached {reached:.3f} and not the {mine.stop_at:.3f} of pgd-linf: more --steps, in another --out"
+        )
+
+
+def _train(name: str, mine: Recipe, where: Path, given: argparse.Namespace) -> None:
+    started, images = time.monotonic(), data.load(given.data, "train")
 
     def say(step: int, entry: Mapping[str, float]) -> None:
         if step % 100 == 0:
@@ -195,8 +210,6 @@ def trained(name: str, given: argparse.Namespace, out: Path) -> None:
             print(f"{name} {step}/{mine.steps} {spent:.0f} s, loss {entry.get('loss', 0):.3f}", file=sys.stderr)
 
     train(mine, images, where, resume=(where / run_folder.RECIPE).exists(), device=given.device, report=say)
-    if mine.stop_at is not None and (reached := clean_accuracy(where)) < mine.stop_at:
-        raise PellucidError(f"{name} reached {reached:.3f} and not the {mine.stop_at:.3f} of pgd-linf: more --steps")
 
 
 def measured(

@@ -278,7 +278,8 @@ def test_double_backprop_against_finite_differences(
 ) -> None:
     """The parameter gradient of `CE + λ mean ‖∇_x H(q, ŷ)‖²` along random directions, and the value by its formula."""
     network, x = smooth(tiny), images.double()
-    objective = partial(double_backprop, lam=0.5, of=of, teacher=copy.deepcopy(network), temperature=2.0)
+    teacher = copy.deepcopy(network) if of == "distilled" else None
+    objective = partial(double_backprop, lam=0.5, of=of, teacher=teacher, temperature=2.0)
 
     def value() -> Tensor:
         return objective(network, x, labels, step=0)[0]
@@ -501,6 +502,10 @@ def test_schedules_that_make_no_sense_are_refused(make: Callable[[], object], sa
         (int2, {"adversarial": True, "clean": -0.1}, "clean"),
         (adversarial, {"clean": 0.5, "alternate": True}, "alternate"),
         (adversarial, {"labels": "Predicted"}, "labels"),
+        (int_, {"clean": 0.5}, "adversarial=True"),
+        (int2, {"clean": 7}, "clean"),
+        (double_backprop, {"eps": 0.3}, "attack"),
+        (double_backprop, {"teacher": "somewhere"}, "teacher"),
         (int_, {"reading": "as-coded"}, "reading"),
         (ig_norm, {"reading": "coded"}, "reading"),
         (double_backprop, {"of": "labels"}, "of"),

@@ -13,8 +13,9 @@ import torch
 
 import pellucid as pe
 from pellucid import pretrained, registry, zoo_table
+from pellucid.architectures.small import ross as ross_cnn
 from pellucid.cli import run
-from pellucid.data import load
+from pellucid.data import load, resident
 from pellucid.errors import PellucidError
 from pellucid.recipe import Recipe
 from pellucid.results import wilson
@@ -189,6 +190,10 @@ def test_other_attacks_are_starred_and_a_seed_without_a_figure_leaves_no_mean() 
     assert lines[-2:] == [rf"\* {pretrained.AAI_ROSS.format(eps='ε')}", rf"\* {short}"]
     assert ".500 [.500, .500]" in lines[4]  # the ensemble's, which both have
     assert lines[4].count("[") == 2  # and clean: no tau
+    assert r"[.500, .500]\*" in lines[4]
+    whole = card | {"ensemble": {"0.3": ensemble["0.3"] | {"attack": pretrained.ENSEMBLE.format(eps=0.3)}}}
+    mixed = zoo_table.table({"a": card, "a@1": whole}).splitlines()[4]
+    assert mixed.count("[") == 1  # a mean of what two attacks left would be of neither
 
 
 def test_a_table_wider_than_the_terminal_comes_in_parts() -> None:
@@ -263,6 +268,37 @@ def test_what_was_shown_around_is_kept_for_those_very_networks(tmp_path: Path, s
     assert (again.clean == clean).all()
     assert (again.correct == correct).all()
     assert pretrained.shown_around("bbbb", tmp_path) is None
+    few = pretrained.shown_around("aaaa", tmp_path, 9)
+    assert few is not None
+    assert (few.clean == clean[:, :9]).all()
+    assert (few.correct == correct[..., :9]).all()
+    assert pretrained.shown_around("aaaa", tmp_path, 14) is None
+
+
+def test_the_package_has_all_that_its_claims_need(capsys: pytest.CaptureFixture[str]) -> None:
+    """What its networks' images did to each other is of those very networks."""
+    assert run(["zoo", "--claims", "--json"]) == 0
+    judged = json.loads(capsys.readouterr().out)["claims"]
+    assert len(judged) > 5
+    assert [each["claim"] for each in judged if each["judgement"] == "not measured"] == []
+
+
+def test_of_further_seeds_the_package_says_what_trains_them() -> None:
+    """And that command is taken."""
+    with pytest.raises(PellucidError, match="--only mnist/small/int --seeds 2 --fresh"):
+        pretrained.zoo("mnist/small/int@1")
+
+
+def test_the_ross_cnn_has_maps_with_places() -> None:
+    """Not by CAM, which is one position there."""
+    network = ross_cnn().eval()
+    images, labels = torch.zeros(2, 1, 28, 28), torch.tensor([0, 1])
+    test = resident(images, labels, name="blank", split="test", class_names=("a", "b"), source="here")
+    ross, small = (pretrained.effort_for(pretrained.recipes()[f"mnist/{each}/standard"]) for each in ("ross", "small"))
+    assert any(maps for *_, maps in pretrained._plan(network, test, ross))
+    assert not any(maps for *_, maps in pretrained._plan(network, test, small))
+    with pytest.raises(PellucidError, match=r"no layer 'trunk\.77'"):
+        pretrained._plan(network, test, replace(ross, maps=ross.maps.replace("trunk.7", "trunk.77")))
 
 
 def test_a_device_that_is_not_there_is_told_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -311,3 +347,18 @@ def test_of_further_seeds_the_card_alone_is_taken_over(tmp_path: Path, monkeypat
     )
     pretrained.build(["digits/small/int2"], tmp_path / "kept", seeds=2, effort=EFFORT, say=say)
     assert "digits/small/int2@1" in said  # a card that was taken over before the recipe changed
+
+
+@pytest.mark.usefixtures("one_recipe")
+@pytest.mark.parametrize("other", [{"maps": MAPS.replace("steps=3", "steps=2")}, {"images": 9}, {"layout": 2}])
+def test_a_card_that_was_measured_otherwise_is_not_taken_over(
+    other: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another attack, other images, an older layout: the network is trained, and measured anew."""
+    package, name = tmp_path / "package", "digits/small/int2@1"
+    pretrained.build(["digits/small/int2"], package, seeds=2, effort=EFFORT)
+    (package / name / "model.safetensors").unlink()
+    monkeypatch.setattr(pretrained, "_places", lambda folder: [package] if folder is None else [folder])
+    monkeypatch.setattr(pretrained, "LAYOUT", other.pop("layout", pretrained.LAYOUT))
+    pretrained.build(["digits/small/int2"], tmp_path / "zoo", seeds=2, effort=replace(EFFORT, **other))
+    assert (tmp_path / "zoo" / name / "model.safetensors").is_file()

@@ -559,6 +559,7 @@ def test_a_learning_rate_that_is_none_is_refused(settings: dict[str, Any], says:
         {"objective": "standard(temperature=0)"},
         {"objective": "adversarial(attack=spatial(steps=1), eps=0.1)"},
         {"objective": "int(reading='as_coded', interpreter=gradient)"},
+        {"objective": "adversarial(attack=aai(interpreter=gradcam(layer='nope')), alternate=True)"},
         {"objective": "double_backprop(reading='as_coded')", "accumulate": 2},
     ],
 )

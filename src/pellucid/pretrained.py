@@ -22,8 +22,9 @@ from pellucid import registry, run_folder
 from pellucid.data import ImageSet
 from pellucid.errors import PellucidError
 from pellucid.evaluation import Measurement, evaluate
+from pellucid.interpreters.activations import cam
 from pellucid.models import load_model
-from pellucid.network import device_of
+from pellucid.network import Network, device_of
 from pellucid.outcome import outcome
 from pellucid.recipe import Recipe
 from pellucid.results import commit, fingerprint, model_digest, write_json
@@ -117,7 +118,7 @@ def recipes() -> dict[str, Recipe]:
     for name, (spec, changes) in _OBJECTIVES.items():
         steps = 1500 if name in ("standard", "distilled") else 1000  # most others' cost two to five of these each
         ross = {"architecture": "ross", "batch_size": 128, "lr": 1e-3, "steps": steps}
-        if not name.startswith(("int", "ig", "persistent")):  # a map of one position says nothing of where
+        if not name.startswith(("int", "ig", "persistent")):  # they train on CAM, which has one position here
             found[f"mnist/ross/{name}"] = _small(spec, **(dict(changes) | ross))
         if name in ("standard", "adversarial", "int", "int2", "int-adv", "int2-adv", "persistent"):
             found[f"mnist/pool/{name}"] = _small(spec, **(dict(changes) | {"architecture": "pool", "steps": 3000}))
@@ -132,9 +133,11 @@ def zoo(name: str, folder: Path | str | None = None) -> nn.Module:
         if (where / "model.safetensors").is_file():
             return load_model(where)[0]
     if any(name in _names(place) for place in places):
+        base, _, seed = name.partition("@")
+        only = f"--only {base} --seeds {int(seed) + 1} --fresh" if seed else f"--only {base}"
         raise PellucidError(
             f"of {name!r} the package brings the card alone: "
-            f"`pellucid zoo --folder zoo --build --only {name}` trains it, for pe.zoo({name!r}, 'zoo')"
+            f"`pellucid zoo --folder zoo --build {only}` trains it, for pe.zoo({name!r}, 'zoo')"
         )
     here = [each for place in places for each in _names(place) if loadable(each, place)]
     raise PellucidError(
@@ -219,8 +222,8 @@ def _made(
     say: Say | None,
 ) -> dict[str, Any]:
     card_path, clock_path = out / "card.json", out / "seconds.json"
-    alone = _adopt(name, recipe, trained, out) if adopt else {}
-    if alone.get("n") == min(effort.images, len(test)):
+    wanted = _Wanted(recipe, trained.digest, test.digest, effort, min(effort.images, len(test)))
+    if adopt and (alone := _adopt(name, wanted, out)):
         return alone
     if not run_folder.finished(out, recipe):
         resume = (out / run_folder.RECIPE).is_file()
@@ -244,44 +247,70 @@ def _made(
         train(recipe, trained, out, resume=resume, device=device, report=report)
         note()
     model, clock = load_model(out)[0].to(device), _clock(clock_path)
+    digest = model_digest(model)
     plan = [
         [kind, eps, registry.describe(registry.complete(registry.parse(spec.format(eps=eps), "attacks"))), maps]
         for kind, eps, spec, maps in _plan(model, test, effort)
     ]
-    key = fingerprint(model_digest(model), test.digest, effort.images, plan, LAYOUT)
+    key = fingerprint(digest, test.digest, effort.images, plan, LAYOUT)
     if card_path.is_file() and (old := json.loads(card_path.read_text())).get("key") == key:
         return old
     card = measured(model, test, effort, cells=out / "cells", say=say, name=name)
     card |= {"name": name, "recipe": asdict(recipe), "commit": clock["commit"], "train_seconds": clock["seconds"]}
-    card |= {"device": clock["device"], "measured_on": device}
+    card |= {"device": clock["device"], "measured_on": device, "layout": LAYOUT, "model_digest": digest}
+    card |= {"data_digest": trained.digest, "test_digest": test.digest}
     write_json(card_path, card | {"key": key})
     return card | {"key": key}
 
 
-def _adopt(name: str, recipe: Recipe, trained: ImageSet, out: Path) -> dict[str, Any]:
+@dataclass(frozen=True)
+class _Wanted:
+    """What a card must be of, to be taken over without its network."""
+
+    recipe: Recipe
+    data_digest: str
+    test_digest: str
+    effort: Effort
+    n: int
+
+    def is_of(self, card: Mapping[str, Any]) -> bool:
+        """Whether it was trained, and measured, on these images by these attacks."""
+        mine = {"recipe": json.loads(json.dumps(asdict(self.recipe))), "n": self.n, "layout": LAYOUT}
+        mine |= {"data_digest": self.data_digest, "test_digest": self.test_digest}
+        specs = {"pgd": PGD, "aai": self.effort.maps, "ensemble": self.effort.ensemble}
+        attacks = [
+            (entry["attack"], specs[kind].format(eps=eps))
+            for kind in specs.keys() & card.keys()
+            for eps, entry in card[kind].items()
+        ]
+        return all(card.get(name) == value for name, value in mine.items()) and all(was == is_ for was, is_ in attacks)
+
+
+def _adopt(name: str, wanted: _Wanted, out: Path) -> dict[str, Any]:
     """Take over what the package brings of this recipe, weights and card, so that it is not trained again.
 
     Of further seeds it brings the card alone, and that is all that a table or a claim needs of them: it is returned.
     """
     for theirs in (place / name for place in _places(None)):
         whole = all((theirs / file).is_file() for file in KEPT)
-        ours = (out / run_folder.RECIPE).is_file() or (whole and run_folder.other_recipe(theirs, recipe) != [])
-        if whole and not ours and load_model(theirs)[1].get("data_digest") == trained.digest:
+        ours = (out / run_folder.RECIPE).is_file() or (whole and run_folder.other_recipe(theirs, wanted.recipe) != [])
+        if whole and not ours and load_model(theirs)[1].get("data_digest") == wanted.data_digest:
             for file in KEPT:
                 write_atomically(out / file, (theirs / file).read_bytes())
-        if not whole and not ours and recipe.seed and _is_of(theirs / "card.json", recipe):
+        if not whole and not ours and wanted.recipe.seed and wanted.is_of(_card(theirs)):
             write_atomically(out / "card.json", (theirs / "card.json").read_bytes())
-    return _card_alone(out, recipe)
+    return _card_alone(out, wanted)
 
 
-def _is_of(card: Path, recipe: Recipe) -> bool:
-    return card.is_file() and json.loads(card.read_text())["recipe"] == json.loads(json.dumps(asdict(recipe)))
+def _card(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "card.json").read_text()) if (folder / "card.json").is_file() else {}
 
 
-def _card_alone(out: Path, recipe: Recipe) -> dict[str, Any]:
-    """The recipe's card, where no weights lie beside it; of a network that is here, or in training, nothing."""
+def _card_alone(out: Path, wanted: _Wanted) -> dict[str, Any]:
+    """The card, where no weights lie beside it; of a network that is here, or in training, nothing."""
     trained = any((out / name).exists() for name in ("model.safetensors", run_folder.CHECKPOINT))
-    return {} if trained or not _is_of(out / "card.json", recipe) else json.loads((out / "card.json").read_text())
+    card = {} if trained else _card(out)
+    return card if wanted.is_of(card) else {}
 
 
 def _clock(path: Path) -> dict[str, Any]:
@@ -366,26 +395,27 @@ def keep_shown(found: Transfer, key: str, folder: Path) -> None:
     write_json(folder / SHOWN, kept)
 
 
-def shown_around(key: str, folder: Path | None) -> Transfer | None:
-    """What `keep_shown` kept under this key, in the folder or in the package."""
+def shown_around(key: str, folder: Path | None, images: int | None = None) -> Transfer | None:
+    """What `keep_shown` kept under this key, in the folder or in the package; of the first `images`, if of so many."""
     for place in _places(folder):
         kept = json.loads((place / SHOWN).read_text()) if (place / SHOWN).is_file() else {}
-        if kept.get("key") == key:
-            bits = {key: np.stack([_bits(row, kept["n"]) for row in kept[key]]) for key in ("clean", "correct")}
+        if kept.get("key") == key and kept["n"] >= (images or 0):
+            bits = {
+                key: np.stack([_bits(row, kept["n"])[:images] for row in kept[key]]) for key in ("clean", "correct")
+            }
             many = len(kept["names"])
-            correct = bits["correct"].reshape(many, len(kept["eps"]), many, kept["n"])
+            correct = bits["correct"].reshape(many, len(kept["eps"]), many, -1)
             return Transfer(tuple(kept["names"]), tuple(kept["eps"]), bits["clean"], correct)
     return None
 
 
 def _has_maps(model: nn.Module, test: ImageSet, attack: str) -> bool:
-    """Whether its interpreter's maps of this model have places."""
+    """Whether the maps of the attack's interpreter have places; CAM has none of what is no `Network`."""
     x, y = test.batch(range(1))
     interpreter = registry.option(registry.parse(attack.format(eps=0.1), "attacks"), "interpreter")
-    try:
-        return interpreter(model, x.to(device_of(model)), y[:, None].to(device_of(model)))[0, 0].numel() > 3
-    except PellucidError:
+    if interpreter is cam and not isinstance(model, Network):
         return False
+    return interpreter(model, x.to(device_of(model)), y[:, None].to(device_of(model)))[0, 0].numel() > 3
 
 
 def _places(folder: Path | None) -> list[Path]:

@@ -86,8 +86,8 @@ def train(
             if crew.leads:
                 facts = {"objective": recipe.objective, "recipe": recipe.to_json(), "data": recipe.data}
                 facts |= {"classes": json.dumps(images.class_names), "data_digest": images.digest}
-                save_model(network, out / "model.safetensors", architecture=architecture, **facts)
                 write_atomically(out / "metrics.json", json.dumps(now.log, indent=0).encode())
+                save_model(network, out / "model.safetensors", architecture=architecture, **facts)  # last: it ends it
             crew.wait()
     return network.eval()
 
@@ -116,7 +116,10 @@ def _check_shares(objective: Objective, recipe: Recipe, images: ImageSet, crew: 
 
 
 def _try(objective: Objective, state: State, images: ImageSet, recipe: Recipe) -> None:
-    """One step's loss on two images, by a copy: options that do not fit are said before anything is written."""
+    """The last two steps' losses on two images, by a copy: options that do not fit are said before anything is written.
+
+    Of alternating steps the one has no attack.
+    """
     device = state.generator.device
     rows = torch.arange(2) % len(images)
     x, y = (part.to(device) for part in images.batch(rows))
@@ -128,7 +131,11 @@ def _try(objective: Objective, state: State, images: ImageSet, recipe: Recipe) -
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         network = copy.deepcopy(state.network)
         with registry.telling(objective, name=recipe.objective):
-            given = objective(network, x, y, step=recipe.steps - 1, generator=generator, **remembering)
+            for step in range(max(0, recipe.steps - 2), recipe.steps):
+                _check_returned(recipe, objective(network, x, y, step=step, generator=generator, **remembering))
+
+
+def _check_returned(recipe: Recipe, given: object) -> None:
     match given:
         case (Tensor() as loss, Mapping() as terms) if loss.ndim == 0 and loss.requires_grad:
             if all(

@@ -65,8 +65,9 @@ def table(cards: Mapping[str, Card], *, width: float = math.inf) -> str:
     """The cards in Markdown, `value ±w`: w is the wider half of the 95 % interval, Wilson's, and tau's by bootstrap.
 
     Behind a tau stands over how many images it is taken, those that keep their class; of fewer than ten no interval is
-    given. Of several seeds comes their mean too, with the least and the greatest in brackets, where all have one; then
-    what was published, of 200 other images. Starred are figures of a shorter ensemble, and tau of other maps than CAM.
+    given. Of several seeds comes their mean too, with the least and the greatest in brackets, where all were measured
+    alike; then what was published, of 200 other images. Starred are figures of a shorter ensemble, and tau of other
+    maps than CAM.
     Where it is wider than `width` characters, its columns come one part beneath the other, each with the names.
     """
     lines = [["name", *(f"{kind} {eps}".strip() for kind, eps in COLUMNS), "n", "seconds"]]
@@ -155,9 +156,11 @@ def _other(card: Card, kind: str, eps: str) -> str:
 
 def _over_seeds(cards: Sequence[Card], kind: str, eps: str) -> str:
     values = [value for card in cards if (value := _value(card, kind, eps)) is not None]
-    if len(values) < len(cards):
+    others = {_other(card, kind, eps) for card in cards}
+    if len(values) < len(cards) or len(others) > 1:
         return ""
-    return f"{_figure(fmean(values))} [{_figure(min(values))}, {_figure(max(values))}]"
+    star = "" if others == {""} else "\\*"
+    return f"{_figure(fmean(values))} [{_figure(min(values))}, {_figure(max(values))}]{star}"
 
 
 def _figure(value: float | None) -> str:

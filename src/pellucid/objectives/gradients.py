@@ -44,9 +44,14 @@ def double_backprop(
 
     `reading="as_coded"` has `λ/2 · ‖∇_X mean_i H_i‖²` of the whole batch: λ per example is then `lam / (2 b)`, so that
     their 56,234 at b = 256 is 110. Source: Ross & Doshi-Velez 2018, eq. 6 and sec. 4 (fig. 9); Drucker & LeCun 1992.
-    Raises for a negative `lam`, and for "distilled" without a teacher.
+    Raises for a negative `lam`, for "distilled" without a teacher, and where an option says nothing: `eps` without an
+    attack, a teacher of anything else.
     """
     weight = weighed("lam", lam, step)
+    if eps is not None and attack is None:
+        raise PellucidError("eps is the attack's radius, and there is none: add attack=fgsm(ball=Linf(0.3)), say")
+    if teacher is not None and of != "distilled":
+        raise PellucidError(f"a teacher is asked by of='distilled' alone, and of is {of!r}")
     if of not in get_args(Of) or reading not in get_args(Reading):
         allowed = f"{', '.join(get_args(Of))}; {', '.join(get_args(Reading))}"
         raise PellucidError(f"of (={of!r}) and reading (={reading!r}) must be of: {allowed}")

@@ -79,8 +79,9 @@ def int_(
     gamma 1 as written. `start` is where searches begin: "uniform" in the ball, for half of them at a corner of it
     ("blocks"), or where the last one for the same image ended ("persistent", Zheng et al. 2020: 3 steps do).
     Source: Boopathy et al. 2020, eqs. 8 and 9. Deviations: x' is sought on the network in eval mode; the correlation is
-    ours.
+    ours. Raises where an option says nothing: `clean` without `adversarial`.
     """
+    share = _clean_share(clean, adversarial)
     weights = weight("gamma", gamma, step), weight("correlation", correlation, step)
     if weights == (0, 0) and not adversarial:
         return standard(model, x, y, step=step)
@@ -96,7 +97,7 @@ def int_(
             return weights[0] * found + F.cross_entropy(logits, y, reduction="none") if adversarial else found
 
         attacked = search(worst, x, step, generator)
-    return _loss(model, x, attacked, y, distance, weights, clean if adversarial else 1.0)
+    return _loss(model, x, attacked, y, distance, weights, share)
 
 
 def int2(
@@ -127,6 +128,7 @@ def int2(
     as published. Options as for Int.
     Source: Boopathy et al. 2020 (ICML version), with D~ of eq. 8.
     """
+    share = _clean_share(clean, adversarial)
     weights = weight("gamma", gamma, step), weight("correlation", correlation, step)
     if weights == (0, 0) and not adversarial:
         return standard(model, x, y, step=step)
@@ -134,7 +136,15 @@ def int2(
     search = Search(ball, eps, steps, step_size, start, memory)
     with frozen(model):
         attacked = search(lambda there: F.cross_entropy(model(there), y, reduction="none"), x, step, generator)
-    return _loss(model, x, attacked, y, distance, weights, clean if adversarial else 1.0)
+    return _loss(model, x, attacked, y, distance, weights, share)
+
+
+def _clean_share(clean: float, adversarial: bool) -> float:
+    """Of the loss on predictions; all of it, unless the attacked images' is there too."""
+    check_share("clean", clean)
+    if clean and not adversarial:
+        raise PellucidError(f"clean (={clean:g}) shares the loss with the adversarial one: add adversarial=True")
+    return clean if adversarial else 1.0
 
 
 def _loss(
@@ -148,7 +158,6 @@ def _loss(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Share `clean` of the clean loss, the rest of the attacked one, and what the maps' change costs."""
     gamma, correlation = weights
-    check_share("clean", clean)
     logits, maps = distance.maps(model, x)
     logits_attacked, maps_attacked = distance.maps(model, attacked)
     loss, terms = logits.new_zeros(()), {}
