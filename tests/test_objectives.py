@@ -5,6 +5,7 @@ import inspect
 import math
 from collections.abc import Callable
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -482,6 +483,8 @@ def test_a_schedule_of_no_length_jumps() -> None:
         (lambda: Steps((1.0, 2.0, 3.0), (9, 5)), "above the one before"),
         (lambda: Steps((1.0, 2.0), (0,)), "above 0"),
         (lambda: Steps((1.0,), (5,)), "one value more"),
+        (lambda: inspect.unwrap(Steps.__post_init__)(SimpleNamespace(values=0.1, at=4)), "two tuples, not 0.1 and 4"),
+        (lambda: registry.value("Cosine(0.1)"), r"Cosine\(0.1\) lacks end, first, last"),
     ],
 )
 def test_schedules_that_make_no_sense_are_refused(make: Callable[[], object], says: str) -> None:

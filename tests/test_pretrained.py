@@ -309,6 +309,17 @@ def test_a_device_that_is_not_there_is_told_first(tmp_path: Path, capsys: pytest
     assert not (tmp_path / "zoo").exists()
 
 
+@pytest.mark.parametrize("wrong", [["--seeds", "0"], ["--images", "0"], ["--fresh"]])
+def test_a_zoo_of_nothing_is_refused(wrong: list[str], tmp_path: Path) -> None:
+    """And what would be ignored; from Python too."""
+    assert run(["zoo", *wrong]) == 2
+    with pytest.raises(PellucidError, match="at least 1"):
+        pretrained.build(["mnist/small/standard"], tmp_path, seeds=0)
+    with pytest.raises(PellucidError, match="at least 1"):
+        pretrained.Effort(images=-5)
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+
 def test_a_zoo_that_is_not_there_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A mistyped folder is no empty zoo."""
     assert run(["zoo", "--folder", str(tmp_path / "zo")]) == 2

@@ -44,6 +44,23 @@ def test_the_paper_rule(
     assert found["n"] == 60
 
 
+def test_a_value_that_diverges_costs_no_other(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It has no figures, and says where it ended; given again, the others are kept."""
+    images = load("digits", "train").select(range(200))
+    found = sweep(RECIPE, (1e-3, 1e38), images, tmp_path)
+    fine, bad = found["trials"]
+    assert fine["clean"] is not None
+    assert (bad["clean"], bad["black_box"]) == (None, None)
+    assert bad["diverged"].startswith("training diverged at step")
+    assert found["chosen"] in (None, 1e-3)
+    before = (tmp_path / "0.001/model.safetensors").stat().st_mtime_ns
+    assert sweep(RECIPE, (1e-3, 1e38), images, tmp_path) == found
+    assert (tmp_path / "0.001/model.safetensors").stat().st_mtime_ns == before
+    command = ["sweep", "--objective", RECIPE.objective, "--values", "0.001,1e38", "--steps", "4", "--batch-size", "8"]
+    assert run([*command, "--images", "60", "--out", str(tmp_path / "cli")]) == 0
+    assert "diverged at step" in " ".join(capsys.readouterr().out.split())
+
+
 def test_finished_runs_are_kept_and_mistakes_named(tmp_path: Path) -> None:
     """Given again, nothing is trained anew; an objective without a place for the number is refused."""
     command = [
@@ -69,6 +86,10 @@ def test_finished_runs_are_kept_and_mistakes_named(tmp_path: Path) -> None:
     images = load("digits", "train").select(range(200))
     with pytest.raises(PellucidError, match="must hold"):
         sweep(Recipe(objective="standard"), (1.0,), images, tmp_path / "other")
+    with pytest.raises(PellucidError, match="values must not be empty"):
+        sweep(RECIPE, (), images, tmp_path / "other")
+    with pytest.raises(PellucidError, match=r"floor \(=2\)"):
+        sweep(RECIPE, (1.0,), images, tmp_path / "other", floor=2)
     with pytest.raises(PellucidError, match="must differ"):
         sweep(RECIPE, (1.0, 1.0), images, tmp_path / "other")
 

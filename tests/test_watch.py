@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from pellucid import augmentations
 from pellucid.attacks.gradient import pgd
 from pellucid.balls import L2, Linf
+from pellucid.checkpoint import ending
 from pellucid.cli import run
 from pellucid.data import ImageSet, load
 from pellucid.errors import PellucidError
@@ -173,6 +174,18 @@ def test_the_best_is_kept_and_the_run_stops(tiny: Network, digits: ImageSet) -> 
     assert "reached 0.900" in best.stopped
 
 
+def test_a_run_that_keeps_its_best_weights_ends_with_their_scores(tmp_path: Path, digits: ImageSet) -> None:
+    """Not with the later ones that made it stop."""
+    recipe = Recipe(steps=400, batch_size=16, lr=0.3, keep="best", patience=1, validate_every=5, held_out=50)
+    train(recipe, digits, tmp_path)
+    end = ending(tmp_path, recipe)
+    log = [entry for entry in json.loads((tmp_path / "metrics.json").read_text()) if "validation_gradient" in entry]
+    (best,) = [entry for entry in log if entry["step"] == end["best_step"]]
+    assert end["stopped"] == "1 validation without a better score"
+    assert end["best_step"] < end["step"]
+    assert end["last"]["validation_gradient"] == best["validation_gradient"] != log[-1]["validation_gradient"]
+
+
 def test_an_underfit_network_stops_at_its_accuracy(tmp_path: Path, digits: ImageSet) -> None:
     """Long before its last step, and a resumed run has nothing left to do."""
     recipe = Recipe(steps=5000, batch_size=32, lr=3e-3, stop_at=0.3, validate_every=5, held_out=50)
@@ -230,6 +243,7 @@ def and_die(state, run, now, *rest):
         os._exit(1)
 
 training._save = and_die
+from pellucid.checkpoint import ending
 from pellucid.cli import run
 sys.exit(run(sys.argv[1:]))
 """
@@ -273,6 +287,7 @@ def gloo():
 
 joined = False
 atexit.register(lambda: os._exit(0 if joined and not gloo() else 1))  # first registered, last called
+from pellucid.checkpoint import ending
 from pellucid.cli import run
 code = run(sys.argv[1:])
 joined = code == 0 and dist.is_initialized() and gloo()
@@ -305,6 +320,7 @@ def noted(state, run, now, *rest):
             print(now.step, file=file)
 
 training._save = noted
+from pellucid.checkpoint import ending
 from pellucid.cli import run
 sys.exit(run(sys.argv[1:]))
 """

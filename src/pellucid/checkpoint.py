@@ -114,13 +114,14 @@ def read_log(folder: Path) -> list[dict]:
 
 def ending(folder: Path, recipe: Recipe) -> dict[str, Any]:
     """How a finished run ended: `step` of `of`, why it `stopped` before (or ""), `best_step` where the best weights
-    were kept, and the `last` loss and scores on held-out images."""
+    were kept, and the `last` loss and scores on held-out images, where weights were kept those of these."""
     facts = json.loads(read_safetensors(folder / "checkpoint.safetensors")[1]["state"])
-    last: dict[str, float] = {}
-    for entry in facts["log"]:
-        last |= {name: value for name, value in entry.items() if name == "loss" or name.startswith("validation_")}
     best = facts["best"]
     kept = best["step"] if recipe.keep == "best" else None
+    last: dict[str, float] = {}
+    for entry in facts["log"]:
+        if not kept or entry["step"] <= kept:
+            last |= {name: value for name, value in entry.items() if name == "loss" or name.startswith("validation_")}
     return {"step": facts["step"], "of": recipe.steps, "stopped": best["stopped"], "best_step": kept, "last": last}
 
 

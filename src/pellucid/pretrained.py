@@ -57,6 +57,10 @@ class Effort:
     ensemble: str = ENSEMBLE  # its specification; empty for none
     maps: str = AAI  # of the attack on maps, whose interpreter draws them
 
+    def __post_init__(self) -> None:
+        if self.images < 1:
+            raise PellucidError(f"images (={self.images}) must be at least 1: test images per measurement")
+
 
 def effort_for(recipe: Recipe, images: int = 1000) -> Effort:
     """What a card takes: minutes on Small, and elsewhere with the shorter ensemble."""
@@ -133,11 +137,11 @@ def zoo(name: str, folder: Path | str | None = None) -> nn.Module:
         if (where / "model.safetensors").is_file():
             return load_model(where)[0]
     if any(name in _names(place) for place in places):
-        base, _, seed = name.partition("@")
+        there, (base, _, seed) = str(folder or "zoo"), name.partition("@")
         only = f"--only {base} --seeds {int(seed) + 1} --fresh" if seed else f"--only {base}"
         raise PellucidError(
-            f"of {name!r} the package brings the card alone: "
-            f"`pellucid zoo --folder zoo --build {only}` trains it, for pe.zoo({name!r}, 'zoo')"
+            f"of {name!r} there is the card alone: "
+            f"`pellucid zoo --folder {there} --build {only}` trains it, for pe.zoo({name!r}, {there!r})"
         )
     here = [each for place in places for each in _names(place) if loadable(each, place)]
     raise PellucidError(
@@ -181,16 +185,10 @@ def build(
     processes may share the work: each takes what no other is at, and at the end waits. On another `device` than the
     CPU training is as good and not the same to the bit; the card says which it was.
     """
-    known = recipes()
     usable(device)
     made: dict[str, dict[str, Any]] = {}
     data: dict[str, tuple[ImageSet, ImageSet]] = {}
-    names = list(names)
-    for name in names:
-        if name not in known:
-            raise PellucidError(f"no recipe {name!r}: there are {', '.join(known)}")
-    wanted = deque((f"{name}@{seed}" if seed else name, known[name], seed) for seed in range(seeds) for name in names)
-    passed_over = 0
+    wanted, passed_over = _asked(list(names), seeds), 0
     while wanted:
         full, recipe, seed = wanted.popleft()
         if recipe.data not in data:
@@ -208,6 +206,17 @@ def build(
                     say(f"{full}: another process is at it", 0, 1)
                 time.sleep(WAIT)
     return {full: made[full] for full in sorted(made)}
+
+
+def _asked(names: list[str], seeds: int) -> deque[tuple[str, Recipe, int]]:
+    """Name, recipe and seed of every network, first seeds first."""
+    known = recipes()
+    for name in names:
+        if name not in known:
+            raise PellucidError(f"no recipe {name!r}: there are {', '.join(known)}")
+    if seeds < 1:
+        raise PellucidError(f"seeds (={seeds}) must be at least 1: networks of a recipe")
+    return deque((f"{name}@{seed}" if seed else name, known[name], seed) for seed in range(seeds) for name in names)
 
 
 def _made(

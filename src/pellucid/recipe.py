@@ -151,7 +151,8 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     before = {**old, "recipe": dataclasses.asdict(Recipe(**old["recipe"]))}
     pairs = [(name, before["recipe"][name], value) for name, value in new["recipe"].items()]
     pairs += [(name, before[name], new[name]) for name in ("data_digest", "device") if name in before]
-    pairs += [(name, before.get(name), new.get(name)) for name in ("processes", "teacher")]
+    pairs += [("processes", before.get("processes") or 1, new.get("processes") or 1)]
+    pairs += [("teacher", before.get("teacher"), new.get("teacher"))]
     changed = [f"{name} was {was!r} and is {now!r}" for name, was, now in pairs if was != now]
     other_code = before.get("code") != new.get("code")
     return changed + (["the file of its own objective or validation was changed"] if other_code else [])

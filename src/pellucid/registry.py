@@ -206,7 +206,8 @@ def _check_option(name: str, parameter: inspect.Parameter, given: Any) -> None:
     """A wrong kind of value is said here, by name, and not deep inside an attack."""
     if parameter.name in COUNTS and isinstance(given, int) and given < 1:
         looks = ", and its figures would look like robustness" if name in public("attacks") else ""
-        raise PellucidError(f"{name}({parameter.name}={given}) would do nothing{looks}: at least 1")
+        why = "is no number of rows" if parameter.name == "k" else "would do nothing"
+        raise PellucidError(f"{name}({parameter.name}={given}) {why}{looks}: at least 1")
     choices = typing.get_args(parameter.annotation) if typing.get_origin(parameter.annotation) is Literal else ()
     if choices and given not in choices:
         allowed = ", ".join(map(repr, choices))
@@ -289,8 +290,12 @@ def _construct(name: str, call: ast.Call) -> Any:
     named = [describe(given) for given in (*values, *options.values()) if callable(given)]
     if named:
         raise PellucidError(f"{ast.unparse(call)}: {named[0]} where a number is wanted")
+    kind = _values()[name]
+    wants = [p.name for p in inspect.signature(kind).parameters.values() if p.default is p.empty]
+    if missing := [each for each in wants[len(values) :] if each not in options]:
+        raise PellucidError(f"{ast.unparse(call)} lacks {', '.join(missing)}: {name}({', '.join(wants)})")
     try:
-        return _values()[name](*values, **options)
+        return kind(*values, **options)
     except TypeError as error:
         raise PellucidError(f"{ast.unparse(call)}: {error}") from None
 

@@ -25,6 +25,10 @@ from pellucid.worst import radius
 LOG_EVERY = 20  # steps
 
 
+class Diverged(PellucidError):
+    """A loss, a gradient or weights that are not finite."""
+
+
 @dataclass
 class Progress:
     """How far a run is. `whole` is false within a step, when a checkpoint would hold half of it."""
@@ -159,9 +163,9 @@ def check_weights(network: nn.Module, now: Progress, checkpoint: Path) -> None:
         raise _diverged(f"{', '.join(bad[:4])} not finite. The weights were not saved", now, checkpoint)
 
 
-def _diverged(found: str, now: Progress, checkpoint: Path) -> PellucidError:
+def _diverged(found: str, now: Progress, checkpoint: Path) -> Diverged:
     kept = f"the last good checkpoint, {checkpoint}, is of step {now.saved_step}"
-    return PellucidError(
+    return Diverged(
         f"training diverged at step {now.step}: {found}; {kept if checkpoint.is_file() else 'no checkpoint yet'}. "
         "Start anew with a smaller --lr, --clip 1, a longer --ramp or --precision fp32, and with another --out "
         f"(or remove {checkpoint.parent} first)"

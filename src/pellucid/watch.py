@@ -119,4 +119,4 @@ def judge(
     if recipe.keep == "best" and collapsed:
         best.stopped = f"robust accuracy collapsed from {best.score:.3f} to {score:.3f}: the attack is overfitted"
     if recipe.patience is not None and best.since >= recipe.patience and not best.stopped:
-        best.stopped = f"{best.since} validations without a better score"
+        best.stopped = f"{best.since} validation{'s' * (best.since > 1)} without a better score"

@@ -47,6 +47,7 @@ def sweep(
         batch_size=batch_size,
         lr=lr,
         held_out=images,
+        validate_every=max(1, steps // 10),
         seed=seed,
     )
     chosen_from = numbers(values) or ()
@@ -73,8 +74,9 @@ def sweep(
     for column in ("value", "clean", "on the examples", ""):
         table.add_column(column)
     for trial in (found["baseline"], *found["trials"]):
-        mark = "chosen" if trial["folder"] != "baseline" and trial["value"] == found["chosen"] else ""
-        table.add_row(trial["folder"], f"{trial['clean']:.3f}", f"{trial['black_box']:.3f}", mark)
+        mark = "chosen" if trial["folder"] != "baseline" and trial["value"] == found["chosen"] else trial["diverged"]
+        figures = ["" if trial[name] is None else f"{trial[name]:.3f}" for name in ("clean", "black_box")]
+        table.add_row(trial["folder"], *figures, mark)
     out.print(table)
     if found["chosen"] is None:
         err.print(f"No value keeps {floor:g} of the baseline's clean accuracy: try smaller ones, or more --steps.")

@@ -171,7 +171,7 @@ def _in_words(end: "Mapping[str, Any]") -> str:
     why = f": {end['stopped']}" if end["stopped"] else ""
     kept = f"; the weights of step {end['best_step']} are kept" if end["best_step"] else ""
     figures = ", ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in end["last"].items())
-    return f"Ended after {whole}{why}{kept}. At last: {figures}."
+    return f"Ended after {whole}{why}{kept}. {'There' if kept else 'At last'}: {figures}."
 
 
 def _report(advance: Any, recipe: "Recipe") -> Any:

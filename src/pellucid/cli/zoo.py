@@ -32,8 +32,10 @@ def zoo(
     only: Annotated[
         list[str] | None, typer.Option(help="A name, or the beginning of several; may be repeated.")
     ] = None,
-    seeds: Annotated[int, typer.Option(help="Networks per recipe, of seeds 0, 1, ...")] = 1,
-    images: Annotated[int, typer.Option(help="Test images per measurement, the first ones.")] = 1000,
+    seeds: Annotated[int, typer.Option(min=1, help="With --build: networks per recipe, of seeds 0, 1, ...")] = 1,
+    images: Annotated[
+        int, typer.Option(min=1, help="With --build or --claims: test images per measurement, the first ones.")
+    ] = 1000,
     fresh: Annotated[bool, typer.Option("--fresh", help="With --build: train also what the package brings.")] = False,
     claims: Annotated[bool, typer.Option("--claims", help="Judge what the papers claim by the cards.")] = False,
     device: DeviceOption = "cpu",
@@ -49,7 +51,10 @@ def zoo(
     """
     from pellucid import claims as judged
     from pellucid import pretrained, zoo_table
+    from pellucid.errors import PellucidError
 
+    if fresh and not build:
+        raise PellucidError("--fresh says what is trained: add --build, or leave it out")
     wanted = _wanted(only, folder, build=build)
     if build and folder is not None:
         with progress("the zoo", 1, quiet=json_) as advance:
