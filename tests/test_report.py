@@ -638,6 +638,7 @@ def test_numbers_have_true_minus_signs_and_no_exponent() -> None:
     assert words.significant(1.234e-5) == "1.23 × 10⁻⁵"
     assert words.significant(-0.5) == "−0.5"
     assert words.points(-0.052) == "−5.2"
+    assert words.signed(-0.04) == "−0.04"
     assert words.percent(math.nan) == words.ABSENT
     shown = [words.p_value(p) for p in (1.0, 0.3, 0.0143, 9e-5, None)]
     assert shown == ["p = 1.00", "p = 0.30", "p = 0.0143", "p < 0.001", "p not measured"]

@@ -111,7 +111,7 @@ def _compared(pair: Mapping[str, Any]) -> str:
 
 def _difference(pair: Mapping[str, Any], key: str) -> str:
     """Shares in points, figures of maps as they are."""
-    return f"{pair[key]:+.2f}".replace("-", "−") if pair["kind"] == "maps" else words.points(pair[key])
+    return words.signed(pair[key]) if pair["kind"] == "maps" else words.points(pair[key])
 
 
 def _maps(maps: Sequence[Mapping[str, Any]], tones: Mapping[str, int]) -> list[tuple[str, list[dict[str, str]]]]:
@@ -135,7 +135,7 @@ def _number(found: Mapping[str, Any], more: Mapping[str, Any] | None) -> dict[st
         return {"main": words.ABSENT, "more": "every map is zero"}
     detail = f"{_interval(found)} {found['n']} maps".strip()
     if more is not None and words.number(more["value"]) is not None:
-        detail += f"; {more['value']:+.2f} {_interval(more)} beside another image's"
+        detail += f"; {words.signed(more['value'])} {_interval(more)} beside another image's"
     return {"main": words.decimal(value), "more": detail}
 
 

@@ -60,6 +60,11 @@ def decimal(value: Any, *, digits: int = 2) -> str:
     return ABSENT if finite is None else f"{finite:.{digits}f}".replace("-", "−")
 
 
+def signed(value: float) -> str:
+    """A difference with its sign, a true one: -0.04 -> "−0.04"."""
+    return f"{value:+.2f}".replace("-", "−")
+
+
 def significant(value: Any) -> str:
     """A number of unknown magnitude with three significant digits."""
     finite = number(value)
