@@ -163,7 +163,7 @@ def cards(folder: Path | None = None) -> dict[str, dict[str, Any]]:
     for place in [folder] if folder else _places(None):
         for name in _names(place):
             if name not in found:
-                found[name] = json.loads((place / name / "card.json").read_text())
+                found[name] = _card(place / name)
     return found
 
 
@@ -230,7 +230,7 @@ def _made(
     device: str,
     say: Say | None,
 ) -> dict[str, Any]:
-    card_path, clock_path = out / "card.json", out / "seconds.json"
+    clock_path = out / "seconds.json"
     wanted = _Wanted(recipe, trained.digest, test.digest, effort, min(effort.images, len(test)))
     if adopt and (alone := _adopt(name, wanted, out)):
         return alone
@@ -262,13 +262,13 @@ def _made(
         for kind, eps, spec, maps in _plan(model, test, effort)
     ]
     key = fingerprint(digest, test.digest, effort.images, plan, LAYOUT)
-    if card_path.is_file() and (old := json.loads(card_path.read_text())).get("key") == key:
+    if (old := _card(out)).get("key") == key:
         return old
     card = measured(model, test, effort, cells=out / "cells", say=say, name=name)
     card |= {"name": name, "recipe": asdict(recipe), "commit": clock["commit"], "train_seconds": clock["seconds"]}
     card |= {"device": clock["device"], "measured_on": device, "layout": LAYOUT, "model_digest": digest}
     card |= {"data_digest": trained.digest, "test_digest": test.digest}
-    write_json(card_path, card | {"key": key})
+    write_json(out / "card.json", card | {"key": key})
     return card | {"key": key}
 
 
