@@ -17,13 +17,15 @@ from pathlib import Path
 
 import torch
 
-from pellucid import data, pretrained, registry
+from pellucid import data, registry
 from pellucid.evaluation import Measurement, evaluate
 from pellucid.interpreters.activations import cam
 from pellucid.outcome import outcome
 from pellucid.parallel import leads
 from pellucid.process import settle
 from pellucid.training import train
+from pellucid.zoo_card import AAI, PGD
+from pellucid.zoo_recipes import recipes
 
 GOALS = {"Int": (0.79, 0.913), "Adv": (0.89, 0.0)}
 STEPS = (500, 1000, 1500, 2000, 3000, 4000, 6000, 8000)
@@ -35,7 +37,7 @@ def main() -> None:
     parser.add_argument("--recipe", default="mnist/small/persistent", help="a name in the zoo's recipes")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
-    recipe = replace(pretrained.recipes()[arguments.recipe], seed=arguments.seed)
+    recipe = replace(recipes()[arguments.recipe], seed=arguments.seed)
     trained, test = data.load("mnist", "train"), data.load("mnist", "test")
     missed = dict(GOALS)
     for steps in STEPS:
@@ -61,7 +63,7 @@ def measured(model: torch.nn.Module, test: data.ImageSet) -> tuple[float, float,
     """Accuracy under PGD-200, tau, and both in words."""
     rows = range(1000, 2000)
     clean = evaluate(model, test, rows, Measurement())
-    attacks = [registry.parse(spec.format(eps=0.3), "attacks") for spec in (pretrained.PGD, pretrained.AAI)]
+    attacks = [registry.parse(spec.format(eps=0.3), "attacks") for spec in (PGD, AAI)]
     pgd = outcome(clean, evaluate(model, test, rows, Measurement(attacks[0])))
     aai = outcome(clean, evaluate(model, test, rows, Measurement(attacks[1], interpreter=cam)))
     low, high = pgd["interval"]

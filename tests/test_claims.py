@@ -8,7 +8,7 @@ import pytest
 import scipy.stats
 import torch
 
-from pellucid import claims, pretrained
+from pellucid import claims, zoo_card
 from pellucid.claims import Cards, Verdict, judge
 from pellucid.results import holm
 from pellucid.summary import paired_means, paired_on_correct
@@ -22,9 +22,9 @@ def card(shares: float | dict[float, float]) -> dict[str, Any]:
 
     def entry(eps: float) -> dict[str, Any]:
         share = shares.get(eps, 0.0) if isinstance(shares, dict) else shares
-        return {"standing": pretrained.packed(np.arange(N) < share * N)}
+        return {"standing": zoo_card.packed(np.arange(N) < share * N)}
 
-    return {"n": N} | {kind: {str(eps): entry(eps) for eps in pretrained.EPS} for kind in ("pgd", "ensemble")}
+    return {"n": N} | {kind: {str(eps): entry(eps) for eps in zoo_card.EPS} for kind in ("pgd", "ensemble")}
 
 
 def verdict(cards: Cards, words: str) -> Verdict:
@@ -89,10 +89,10 @@ def test_many_comparisons_refute_only_when_corrected() -> None:
     cards: dict[str, Any] = {f"mnist/small/{name}": card(0.5) for name in (*claims.RIVALS, "int2-adv")}
     better = np.arange(N) < 0.5 * N
     better[[*range(5), *range(500, 516)]] = [False] * 5 + [True] * 16  # 16 for, 5 against
-    cards["mnist/small/trades"]["pgd"]["0.4"]["standing"] = pretrained.packed(better)
+    cards["mnist/small/trades"]["pgd"]["0.4"]["standing"] = zoo_card.packed(better)
     assert verdict(cards, "Int2-Adv").judgement == "undecided"
     better[516:540] = True
-    cards["mnist/small/trades"]["pgd"]["0.4"]["standing"] = pretrained.packed(better)
+    cards["mnist/small/trades"]["pgd"]["0.4"]["standing"] = zoo_card.packed(better)
     assert verdict(cards, "Int2-Adv").judgement == "does not hold"
 
 
@@ -106,7 +106,7 @@ def test_seeds_are_no_more_images(generator: torch.Generator) -> None:
             for name, stands in (("int", one), ("int-one-class", two)):
                 cards[f"mnist/small/{name}{f'@{seed}' if seed else ''}"] = card(0.0)
                 cards[f"mnist/small/{name}{f'@{seed}' if seed else ''}"]["pgd"]["0.3"] = {
-                    "standing": pretrained.packed(stands)
+                    "standing": zoo_card.packed(stands)
                 }
         found[seeds] = verdict(cards, "one class").shown.partition(";")[0].partition(" (")[0]
     low, high = ([float(text) for text in re.findall(r"[+-]\d\.\d+", each)[1:]] for each in found.values())
@@ -118,7 +118,7 @@ def test_seeds_are_no_more_images(generator: torch.Generator) -> None:
 def test_cards_of_fewer_images_or_attacks_are_compared_as_far_as_they_go() -> None:
     """The first images that both have; what a card lacks is not measured."""
     few: dict[str, Any] = {"n": 200} | {
-        kind: {"0.3": {"standing": pretrained.packed(np.arange(200) < 50)}} for kind in ("pgd", "ensemble")
+        kind: {"0.3": {"standing": zoo_card.packed(np.arange(200) < 50)}} for kind in ("pgd", "ensemble")
     }
     cards: dict[str, Any] = {"mnist/small/int": card(0.9), "mnist/small/int-one-class": few}
     assert verdict(cards, "one class").judgement == "holds"

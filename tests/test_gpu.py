@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pellucid import data, pretrained, registry
+from pellucid import data, pretrained, registry, zoo_card
 from pellucid.attacks.gradient import fgsm, pgd
 from pellucid.balls import Linf
 from pellucid.evaluation import Measurement, attack_images, evaluate, transformed
@@ -133,7 +133,7 @@ def test_the_zoo_is_built_on_a_gpu_and_says_so(tmp_path: Path, monkeypatch: pyte
     """Trained and measured there; the weights load on a CPU."""
     recipe = Recipe("int2(ball=Linf(0.3), steps=2)", steps=20, batch_size=50)
     monkeypatch.setattr(pretrained, "recipes", lambda: {"digits/small/int2": recipe})
-    effort = pretrained.Effort(images=20, ensemble="")
+    effort = zoo_card.Effort(images=20, ensemble="")
     card = pretrained.build(["digits/small/int2"], tmp_path, effort=effort, device="cuda")["digits/small/int2"]
     assert card["device"] == "cuda"
     assert pretrained.cards(tmp_path)["digits/small/int2"]["device"] == "cuda"

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import pellucid as pe
-from pellucid import pretrained, registry, zoo_table
+from pellucid import pretrained, registry, zoo_card, zoo_table
 from pellucid.architectures.small import ross as ross_cnn
 from pellucid.cli import run
 from pellucid.data import load, resident
@@ -22,20 +22,21 @@ from pellucid.results import wilson
 from pellucid.run_folder import locked
 from pellucid.training import train
 from pellucid.transfer import Transfer
+from pellucid.zoo_recipes import recipes
 
 Seeded = Callable[[int], torch.Generator]
 
 QUICK = Recipe(data="digits", objective="int2(ball=Linf(0.1), steps=2)", steps=30, batch_size=16)
 MAPS = "aai(ball=Linf({eps}), reading='as_coded', steps=3)"
-EFFORT = pretrained.Effort(images=10, ensemble="", maps=MAPS)
+EFFORT = zoo_card.Effort(images=10, ensemble="", maps=MAPS)
 
 
 @pytest.fixture
 def one_recipe(monkeypatch: pytest.MonkeyPatch) -> None:
     """A zoo of one animal, at two radii."""
     monkeypatch.setattr(pretrained, "recipes", lambda: {"digits/small/int2": QUICK})
-    monkeypatch.setattr(pretrained, "EPS", (0.1, 0.4))
-    monkeypatch.setattr(pretrained, "PGD", "pgd(ball=Linf({eps}), steps=3)")
+    monkeypatch.setattr(zoo_card, "EPS", (0.1, 0.4))
+    monkeypatch.setattr(zoo_card, "PGD", "pgd(ball=Linf({eps}), steps=3)")
 
 
 @pytest.mark.usefixtures("one_recipe")
@@ -59,7 +60,7 @@ def test_the_zoo_is_built_once_and_loaded_by_name(tmp_path: Path, monkeypatch: p
     assert card["device"] == "cpu"
     assert set(card["pgd"]) == set(card["aai"]) == {"0.1", "0.4"}
     assert card["pgd"]["0.4"]["robust"] <= card["clean"]
-    assert pretrained.unpacked(card, "pgd", 0.4).mean() == card["pgd"]["0.4"]["robust"]
+    assert zoo_card.unpacked(card, "pgd", 0.4).mean() == card["pgd"]["0.4"]["robust"]
     network = pretrained.zoo("digits/small/int2@1", tmp_path)
     assert network(torch.rand(2, 1, 28, 28)).shape == (2, 10)
     with pytest.raises(PellucidError, match="trains it"):
@@ -83,7 +84,7 @@ def test_what_the_package_brings_is_taken_over(tmp_path: Path, monkeypatch: pyte
     again = pretrained.build(["digits/small/int2"], tmp_path / "zoo", effort=EFFORT, say=say)
     assert json.loads(json.dumps(again)) == json.loads(json.dumps(made))
     assert not said
-    pretrained.build(["digits/small/int2"], tmp_path / "zoo", effort=pretrained.Effort(5, "", MAPS), say=say)
+    pretrained.build(["digits/small/int2"], tmp_path / "zoo", effort=zoo_card.Effort(5, "", MAPS), say=say)
     assert set(said) == {"measuring"}
     monkeypatch.setattr(pretrained, "recipes", lambda: {"digits/small/int2": replace(QUICK, steps=2)})
     pretrained.build(["digits/small/int2"], tmp_path / "other", effort=EFFORT, say=say)
@@ -178,20 +179,20 @@ def test_the_table_has_a_row_for_every_card(tmp_path: Path) -> None:
 
 def test_other_attacks_are_starred_and_a_seed_without_a_figure_leaves_no_mean() -> None:
     """Two attacks never stand in one column unmarked; a mean of 2 is of 2."""
-    short = pretrained.SHORT.format(eps=0.3)
+    short = zoo_card.SHORT.format(eps=0.3)
     ensemble = {"0.3": {"attack": short, "robust": 0.5, "interval": [0.4, 0.6]}}
     card: dict[str, Any] = {"clean": 0.9, "n": 100, "ensemble": ensemble, "aai": {}}
-    few = {"attack": pretrained.AAI.format(eps=0.1), "kendall_tau": 0.5, "kendall_tau_interval": [0.4, 0.6], "n_tau": 9}
-    many = {**few, "attack": pretrained.AAI_ROSS.format(eps=0.2), "n_tau": 10}
+    few = {"attack": zoo_card.AAI.format(eps=0.1), "kendall_tau": 0.5, "kendall_tau_interval": [0.4, 0.6], "n_tau": 9}
+    many = {**few, "attack": zoo_card.AAI_ROSS.format(eps=0.2), "n_tau": 10}
     lines = zoo_table.table({"a": card | {"aai": {"0.1": few, "0.2": many}}, "a@1": card}).splitlines()
     assert r".500 ±.100\*" in lines[2]
     assert ".500 (9)" in lines[2]
     assert r".500 ±.100\* (10)" in lines[2]
-    assert lines[-2:] == [rf"\* {pretrained.AAI_ROSS.format(eps='ε')}", rf"\* {short}"]
+    assert lines[-2:] == [rf"\* {zoo_card.AAI_ROSS.format(eps='ε')}", rf"\* {short}"]
     assert ".500 [.500, .500]" in lines[4]  # the ensemble's, which both have
     assert lines[4].count("[") == 2  # and clean: no tau
     assert r"[.500, .500]\*" in lines[4]
-    whole = card | {"ensemble": {"0.3": ensemble["0.3"] | {"attack": pretrained.ENSEMBLE.format(eps=0.3)}}}
+    whole = card | {"ensemble": {"0.3": ensemble["0.3"] | {"attack": zoo_card.ENSEMBLE.format(eps=0.3)}}}
     mixed = zoo_table.table({"a": card, "a@1": whole}).splitlines()[4]
     assert mixed.count("[") == 1  # a mean of what two attacks left would be of neither
 
@@ -215,7 +216,7 @@ def test_a_table_wider_than_the_terminal_comes_in_parts() -> None:
 
 def test_every_recipe_is_of_what_there_is() -> None:
     """Specifications parse, with the options that their functions have; every objective but none is in the zoo."""
-    known = pretrained.recipes()
+    known = recipes()
     for recipe in known.values():
         registry.parse(recipe.objective, "objectives")
         registry.parse(recipe.architecture, "architectures")
@@ -227,7 +228,7 @@ def test_every_recipe_is_of_what_there_is() -> None:
 @pytest.mark.parametrize("name", ["ig-norm-1", "double-backprop-fgsm", "trades", "n-fgsm", "int-one-class"])
 def test_recipes_take_steps(name: str, tmp_path: Path) -> None:
     """On digits, one step and three: the loss is a number, and all weights move."""
-    recipe = replace(pretrained.recipes()[f"mnist/small/{name}"], data="digits", decay="constant", batch_size=8)
+    recipe = replace(recipes()[f"mnist/small/{name}"], data="digits", decay="constant", batch_size=8)
     one, three = (
         train(replace(recipe, steps=steps), load("digits", "train"), tmp_path / str(steps)) for steps in (1, 3)
     )
@@ -294,11 +295,11 @@ def test_the_ross_cnn_has_maps_with_places() -> None:
     network = ross_cnn().eval()
     images, labels = torch.zeros(2, 1, 28, 28), torch.tensor([0, 1])
     test = resident(images, labels, name="blank", split="test", class_names=("a", "b"), source="here")
-    ross, small = (pretrained.effort_for(pretrained.recipes()[f"mnist/{each}/standard"]) for each in ("ross", "small"))
-    assert any(maps for *_, maps in pretrained._plan(network, test, ross))
-    assert not any(maps for *_, maps in pretrained._plan(network, test, small))
+    ross, small = (zoo_card.effort_for(recipes()[f"mnist/{each}/standard"]) for each in ("ross", "small"))
+    assert any(maps for *_, maps in zoo_card.planned(network, test, ross))
+    assert not any(maps for *_, maps in zoo_card.planned(network, test, small))
     with pytest.raises(PellucidError, match=r"no layer 'trunk\.77'"):
-        pretrained._plan(network, test, replace(ross, maps=ross.maps.replace("trunk.7", "trunk.77")))
+        zoo_card.planned(network, test, replace(ross, maps=ross.maps.replace("trunk.7", "trunk.77")))
 
 
 def test_a_device_that_is_not_there_is_told_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -316,7 +317,7 @@ def test_a_zoo_of_nothing_is_refused(wrong: list[str], tmp_path: Path) -> None:
     with pytest.raises(PellucidError, match="at least 1"):
         pretrained.build(["mnist/small/standard"], tmp_path, seeds=0)
     with pytest.raises(PellucidError, match="at least 1"):
-        pretrained.Effort(images=-5)
+        zoo_card.Effort(images=-5)
     assert not list(tmp_path.rglob("*.safetensors"))
 
 
@@ -345,7 +346,7 @@ def test_of_further_seeds_the_card_alone_is_taken_over(tmp_path: Path, monkeypat
     assert json.loads(json.dumps(again["digits/small/int2@1"])) == json.loads(json.dumps(made["digits/small/int2@1"]))
     assert "digits/small/int2@1" in pretrained.cards(tmp_path / "zoo")
     said.clear()
-    pretrained.build(["digits/small/int2"], tmp_path / "zoo", seeds=2, effort=pretrained.Effort(5, "", MAPS), say=say)
+    pretrained.build(["digits/small/int2"], tmp_path / "zoo", seeds=2, effort=zoo_card.Effort(5, "", MAPS), say=say)
     assert "digits/small/int2@1" in said
     said.clear()
     monkeypatch.setattr(pretrained, "recipes", lambda: {"digits/small/int2": replace(QUICK, steps=2)})
@@ -361,15 +362,22 @@ def test_of_further_seeds_the_card_alone_is_taken_over(tmp_path: Path, monkeypat
 
 
 @pytest.mark.usefixtures("one_recipe")
-@pytest.mark.parametrize("other", [{"maps": MAPS.replace("steps=3", "steps=2")}, {"images": 9}, {"layout": 2}])
+@pytest.mark.parametrize(
+    "other", [{"maps": MAPS.replace("steps=3", "steps=2")}, {"images": 9}, {"layout": 2}, {"lacks": "pgd"}]
+)
 def test_a_card_that_was_measured_otherwise_is_not_taken_over(
     other: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Another attack, other images, an older layout: the network is trained, and measured anew."""
+    """Another attack, other images, an older layout, a radius that is missing: it is trained, and measured anew."""
     package, name = tmp_path / "package", "digits/small/int2@1"
     pretrained.build(["digits/small/int2"], package, seeds=2, effort=EFFORT)
     (package / name / "model.safetensors").unlink()
+    card = json.loads((package / name / "card.json").read_text())
+    card.get(other.pop("lacks", ""), {}).pop("0.4", None)
+    (package / name / "card.json").write_text(json.dumps(card))
     monkeypatch.setattr(pretrained, "_places", lambda folder: [package] if folder is None else [folder])
-    monkeypatch.setattr(pretrained, "LAYOUT", other.pop("layout", pretrained.LAYOUT))
-    pretrained.build(["digits/small/int2"], tmp_path / "zoo", seeds=2, effort=replace(EFFORT, **other))
+    for module in (pretrained, zoo_card):
+        monkeypatch.setattr(module, "LAYOUT", other.get("layout", zoo_card.LAYOUT))
+    measured = {key: value for key, value in other.items() if key != "layout"}
+    pretrained.build(["digits/small/int2"], tmp_path / "zoo", seeds=2, effort=replace(EFFORT, **measured))
     assert (tmp_path / "zoo" / name / "model.safetensors").is_file()

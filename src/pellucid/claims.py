@@ -18,10 +18,10 @@ from scipy.stats import binomtest
 from scipy.stats import norm as normal
 from scipy.stats import t as student
 
-from pellucid.pretrained import EPS, unpacked
 from pellucid.results import holm, wilson
 from pellucid.summary import paired
 from pellucid.transfer import Transfer
+from pellucid.zoo_card import EPS, unpacked
 
 Judgement = Literal["holds", "does not hold", "undecided", "not measured"]
 Cards = Mapping[str, Mapping[str, Any]]

@@ -7,126 +7,31 @@ finished measurements are kept.
 import json
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterable
+from dataclasses import asdict, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool
 from torch import nn
 
 from pellucid import data as data_sets
-from pellucid import registry, run_folder
+from pellucid import run_folder
 from pellucid.data import ImageSet
 from pellucid.errors import PellucidError
-from pellucid.evaluation import Measurement, evaluate
-from pellucid.interpreters.activations import cam
 from pellucid.models import load_model
-from pellucid.network import Network, device_of
-from pellucid.outcome import outcome
 from pellucid.recipe import Recipe
-from pellucid.results import commit, fingerprint, model_digest, write_json
+from pellucid.results import commit, model_digest, write_json
 from pellucid.training import train, usable
 from pellucid.transfer import Transfer
 from pellucid.weights import write_atomically
+from pellucid.zoo_card import LAYOUT, Effort, Say, Wanted, bits, card_key, effort_for, measured, packed
+from pellucid.zoo_recipes import recipes
 
-EPS = (0.1, 0.2, 0.3, 0.35, 0.4)
-ENSEMBLE_EPS = 0.3
-PGD = "pgd(ball=Linf({eps}), steps=200, step_size=0.01, stop_when_fooled=True)"
-ENSEMBLE = "ensemble(ball=Linf({eps}))"
-SHORT = "ensemble(ball=Linf({eps}), steps=30, targets=2, queries=500)"  # for networks on which ENSEMBLE takes an hour
 KEPT = ("model.safetensors", "card.json", "seconds.json", "recipe.json")  # of a network; the recipe comes last
 SHOWN = "transfer.json"  # of a zoo: one network's images shown to the others
-LAYOUT = 1  # of a card: a higher number has cards made anew
 WAIT = 5.0  # seconds between two looks at what other processes work at
-AAI = "aai(ball=Linf({eps}), reading='as_coded')"
-# The last feature maps of the Ross CNN are one position, and so is its CAM. Its maps are those of GradCAM one layer
-# before, 7 x 7, and its attack is shorter: on 128 images it left tau at .795 where AAI's steps left .780.
-AAI_ROSS = "aai(ball=Linf({eps}), reading='as_coded', interpreter=gradcam(layer='trunk.7'), steps=25, step_size=0.02)"
-
-Say = Callable[[str, int, int], None]  # what is done, how far, of how much
-
-
-@dataclass(frozen=True)
-class Effort:
-    """How thoroughly a card is measured."""
-
-    images: int = 1000
-    ensemble: str = ENSEMBLE  # its specification; empty for none
-    maps: str = AAI  # of the attack on maps, whose interpreter draws them
-
-    def __post_init__(self) -> None:
-        if self.images < 1:
-            raise PellucidError(f"images (={self.images}) must be at least 1: test images per measurement")
-
-
-def effort_for(recipe: Recipe, images: int = 1000) -> Effort:
-    """What a card takes: minutes on Small, and elsewhere with the shorter ensemble."""
-    maps = AAI_ROSS if recipe.architecture == "ross" else AAI
-    return Effort(images, ENSEMBLE if recipe.architecture == "small" else SHORT, maps)
-
-
-def _small(objective: str, **changes: Any) -> Recipe:
-    settings: dict[str, Any] = {
-        "objective": objective,
-        "architecture": "small",
-        "data": "mnist",
-        "steps": 12_000,
-        "batch_size": 50,
-        "lr": 3e-3,
-        "decay": "linear",
-        "ramp": 0.5,
-    }
-    return Recipe(**(settings | changes))
-
-
-_FGSM = "attack=fgsm(ball=Linf(0.3))"
-_PGD = "attack=pgd(ball=Linf(0.3), steps=5, keep_best=False)"
-_INT = "ball=Linf(0.3), steps=5"
-_OBJECTIVES: Mapping[str, tuple[str, Mapping[str, Any]]] = {
-    "standard": ("standard", {"steps": 6000}),
-    "distilled": ("distilled(temperature=50)", {"steps": 6000}),
-    "fgsm": (f"adversarial({_FGSM}, clean=0.5, labels='predicted')", {}),
-    "double-backprop": ("double_backprop(lam=10)", {}),
-    "certainty": ("double_backprop(lam=2, of='uniform')", {}),
-    "entropy": ("double_backprop(lam=10, of='entropy')", {}),
-    "double-backprop-fgsm": (f"double_backprop(lam=10, {_FGSM})", {}),
-    "fast": ("fast(ball=Linf(0.3))", {}),
-    "n-fgsm": ("fast(ball=Linf(0.3), length=1, noise=2, project=False)", {}),
-    "free": ("free(ball=Linf(0.3))", {"replays": 4}),
-    "spatial": ("adversarial(attack=spatial(steps=5, step_size=0.5), clean=0.5)", {"steps": 1500}),
-    "adversarial": (f"adversarial({_PGD})", {}),
-    "adversarial-half": (f"adversarial({_PGD}, alternate=True)", {}),
-    "trades": (f"trades({_INT})", {}),
-    "ig-norm": (f"ig_norm({_INT}, reading='as_coded')", {"steps": 6000}),
-    "ig-norm-1": (f"ig_norm({_INT})", {"steps": 3000}),  # each step takes eight of Int's
-    "ig-sum-norm": (f"ig_norm({_INT}, adversarial=True, reading='as_coded')", {"steps": 3000}),
-    "int": (f"int({_INT})", {}),
-    "int-one-class": (f"int({_INT}, one_class=True)", {}),
-    "int-adv": (f"int({_INT}, adversarial=True)", {}),
-    "int2": (f"int2({_INT})", {}),
-    "int2-adv": (f"int2({_INT}, adversarial=True)", {}),
-    # Ours: a larger radius, clean loss too, and searches that remember. Beside int2-adv, what each of these brings.
-    "persistent": (
-        "int2(ball=Linf(0.41), steps=3, gamma=0, correlation=4, adversarial=True, clean=0.3, start='persistent')",
-        {"steps": 35_000, "batch_size": 64, "ramp": 0.35, "lr": 4e-3, "ema": 0.999},
-    ),
-}
-
-
-def recipes() -> dict[str, Recipe]:
-    """`{name: recipe}` of every classifier of the zoo, such as `mnist/small/int2-adv`."""
-    found = {f"mnist/small/{name}": _small(spec, **changes) for name, (spec, changes) in _OBJECTIVES.items()}
-    for name, (spec, changes) in _OBJECTIVES.items():
-        steps = 1500 if name in ("standard", "distilled") else 1000  # most others' cost two to five of these each
-        ross = {"architecture": "ross", "batch_size": 128, "lr": 1e-3, "steps": steps}
-        if not name.startswith(("int", "ig", "persistent")):  # they train on CAM, which has one position here
-            found[f"mnist/ross/{name}"] = _small(spec, **(dict(changes) | ross))
-        if name in ("standard", "adversarial", "int", "int2", "int-adv", "int2-adv", "persistent"):
-            found[f"mnist/pool/{name}"] = _small(spec, **(dict(changes) | {"architecture": "pool", "steps": 3000}))
-    return found
 
 
 def zoo(name: str, folder: Path | str | None = None) -> nn.Module:
@@ -231,7 +136,7 @@ def _made(
     say: Say | None,
 ) -> dict[str, Any]:
     clock_path = out / "seconds.json"
-    wanted = _Wanted(recipe, trained.digest, test.digest, effort, min(effort.images, len(test)))
+    wanted = Wanted(recipe, trained.digest, test.digest, effort, min(effort.images, len(test)))
     if adopt and (alone := _adopt(name, wanted, out)):
         return alone
     if not run_folder.finished(out, recipe):
@@ -256,46 +161,18 @@ def _made(
         train(recipe, trained, out, resume=resume, device=device, report=report)
         note()
     model, clock = load_model(out)[0].to(device), _clock(clock_path)
-    digest = model_digest(model)
-    plan = [
-        [kind, eps, registry.describe(registry.complete(registry.parse(spec.format(eps=eps), "attacks"))), maps]
-        for kind, eps, spec, maps in _plan(model, test, effort)
-    ]
-    key = fingerprint(digest, test.digest, effort.images, plan, LAYOUT)
+    key = card_key(model, test, effort)
     if (old := _card(out)).get("key") == key:
         return old
     card = measured(model, test, effort, cells=out / "cells", say=say, name=name)
     card |= {"name": name, "recipe": asdict(recipe), "commit": clock["commit"], "train_seconds": clock["seconds"]}
-    card |= {"device": clock["device"], "measured_on": device, "layout": LAYOUT, "model_digest": digest}
+    card |= {"device": clock["device"], "measured_on": device, "layout": LAYOUT, "model_digest": model_digest(model)}
     card |= {"data_digest": trained.digest, "test_digest": test.digest}
     write_json(out / "card.json", card | {"key": key})
     return card | {"key": key}
 
 
-@dataclass(frozen=True)
-class _Wanted:
-    """What a card must be of, to be taken over without its network."""
-
-    recipe: Recipe
-    data_digest: str
-    test_digest: str
-    effort: Effort
-    n: int
-
-    def is_of(self, card: Mapping[str, Any]) -> bool:
-        """Whether it was trained, and measured, on these images by these attacks."""
-        mine = {"recipe": json.loads(json.dumps(asdict(self.recipe))), "n": self.n, "layout": LAYOUT}
-        mine |= {"data_digest": self.data_digest, "test_digest": self.test_digest}
-        specs = {"pgd": PGD, "aai": self.effort.maps, "ensemble": self.effort.ensemble}
-        attacks = [
-            (entry["attack"], specs[kind].format(eps=eps))
-            for kind in specs.keys() & card.keys()
-            for eps, entry in card[kind].items()
-        ]
-        return all(card.get(name) == value for name, value in mine.items()) and all(was == is_ for was, is_ in attacks)
-
-
-def _adopt(name: str, wanted: _Wanted, out: Path) -> dict[str, Any]:
+def _adopt(name: str, wanted: Wanted, out: Path) -> dict[str, Any]:
     """Take over what the package brings of this recipe, weights and card, so that it is not trained again.
 
     Of further seeds it brings the card alone, and that is all that a table or a claim needs of them: it is returned.
@@ -315,7 +192,7 @@ def _card(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "card.json").read_text()) if (folder / "card.json").is_file() else {}
 
 
-def _card_alone(out: Path, wanted: _Wanted) -> dict[str, Any]:
+def _card_alone(out: Path, wanted: Wanted) -> dict[str, Any]:
     """The card, where no weights lie beside it; of a network that is here, or in training, nothing."""
     trained = any((out / name).exists() for name in ("model.safetensors", run_folder.CHECKPOINT))
     card = {} if trained else _card(out)
@@ -325,72 +202,6 @@ def _card_alone(out: Path, wanted: _Wanted) -> dict[str, Any]:
 def _clock(path: Path) -> dict[str, Any]:
     """How long a network was trained, by which commit of this code, and on what."""
     return {"seconds": None, "commit": None, "device": "cpu"} | (json.loads(path.read_text()) if path.is_file() else {})
-
-
-def measured(
-    model: nn.Module,
-    test: ImageSet,
-    effort: Effort,
-    *,
-    cells: Path | None = None,
-    say: Say | None = None,
-    name: str = "model",
-) -> dict[str, Any]:
-    """Clean accuracy; at each eps accuracy under PGD-200 and tau under the attack on maps; under the ensemble at 0.3.
-
-    On the first images of the test set. tau is over the images that keep their class and whose maps have an order
-    (`n_tau`), and over all.
-    """
-    indices = range(min(effort.images, len(test)))
-    plan = _plan(model, test, effort)
-    done, whole = 0, len(indices) * (len(plan) + 1)
-
-    def tick(images: int) -> None:
-        nonlocal done
-        done += images
-        if say is not None:
-            say(f"{name}: measuring", done, whole)
-
-    clean = evaluate(model, test, indices, Measurement(), cells=cells, tick=tick)
-    found: dict[str, Any] = {"n": len(indices), "clean": float(clean["correct"].mean())}
-    for kind, eps, spec, maps in plan:
-        attack = registry.parse(spec.format(eps=eps), "attacks")
-        measurement = Measurement(attack, interpreter=registry.option(attack, "interpreter") if maps else None)
-        rows = evaluate(model, test, indices, measurement, cells=cells, tick=tick)
-        figures = outcome(clean, rows)
-        if maps:
-            names = ("kendall_tau", "kendall_tau_interval", "n_tau", "survivors", "kendall_tau_all")
-            kept = {"attack": spec.format(eps=eps)} | {key: figures[key] for key in names}
-            found.setdefault(kind, {})[str(eps)] = kept
-        else:
-            robust = {"attack": spec.format(eps=eps), "robust": figures["robust_accuracy"]}
-            robust["interval"] = figures["interval"]
-            robust["standing"] = packed(clean["correct"] & rows["correct"])
-            found.setdefault(kind, {})[str(eps)] = robust | (
-                {"by_attack": figures["by_attack"]} if "by_attack" in figures else {}
-            )
-    return found
-
-
-def _plan(model: nn.Module, test: ImageSet, effort: Effort) -> list[tuple[str, float, str, bool]]:
-    """What a card measures: kind, radius, specification, and whether maps are compared."""
-    plan: list[tuple[str, float, str, bool]] = [("pgd", eps, PGD, False) for eps in EPS]
-    plan += [("aai", eps, effort.maps, True) for eps in EPS] if _has_maps(model, test, effort.maps) else []
-    return plan + ([("ensemble", ENSEMBLE_EPS, effort.ensemble, False)] if effort.ensemble else [])
-
-
-def packed(standing: np.ndarray) -> str:
-    """Which of the images stand, a bit each, in hexadecimal: so that cards can be compared image by image."""
-    return np.packbits(standing).tobytes().hex()
-
-
-def unpacked(card: Mapping[str, Any], kind: str, eps: float) -> Bool[np.ndarray, " n"]:
-    """Which of the card's images stand under an attack."""
-    return _bits(card[kind][str(eps)]["standing"], card["n"])
-
-
-def _bits(text: str, n: int) -> Bool[np.ndarray, " n"]:
-    return np.unpackbits(np.frombuffer(bytes.fromhex(text), np.uint8), count=n).astype(bool)
 
 
 def keep_shown(found: Transfer, key: str, folder: Path) -> None:
@@ -409,22 +220,13 @@ def shown_around(key: str, folder: Path | None, images: int | None = None) -> Tr
     for place in _places(folder):
         kept = json.loads((place / SHOWN).read_text()) if (place / SHOWN).is_file() else {}
         if kept.get("key") == key and kept["n"] >= (images or 0):
-            bits = {
-                key: np.stack([_bits(row, kept["n"])[:images] for row in kept[key]]) for key in ("clean", "correct")
-            }
+            clean, correct = (
+                np.stack([bits(row, kept["n"])[:images] for row in kept[part]]) for part in ("clean", "correct")
+            )
             many = len(kept["names"])
-            correct = bits["correct"].reshape(many, len(kept["eps"]), many, -1)
-            return Transfer(tuple(kept["names"]), tuple(kept["eps"]), bits["clean"], correct)
+            correct = correct.reshape(many, len(kept["eps"]), many, -1)
+            return Transfer(tuple(kept["names"]), tuple(kept["eps"]), clean, correct)
     return None
-
-
-def _has_maps(model: nn.Module, test: ImageSet, attack: str) -> bool:
-    """Whether the maps of the attack's interpreter have places; CAM has none of what is no `Network`."""
-    x, y = test.batch(range(1))
-    interpreter = registry.option(registry.parse(attack.format(eps=0.1), "attacks"), "interpreter")
-    if interpreter is cam and not isinstance(model, Network):
-        return False
-    return interpreter(model, x.to(device_of(model)), y[:, None].to(device_of(model)))[0, 0].numel() > 3
 
 
 def _places(folder: Path | None) -> list[Path]:

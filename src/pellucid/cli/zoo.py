@@ -79,10 +79,10 @@ def zoo(
 
 def _wanted(only: list[str] | None, folder: Path | None, *, build: bool) -> list[str]:
     """The recipes that are asked for; raises where there are none, or no folder to look or build in."""
-    from pellucid import pretrained
     from pellucid.errors import PellucidError
+    from pellucid.zoo_recipes import recipes
 
-    known = pretrained.recipes()
+    known = recipes()
     asked = list(only or [""])
     wanted = [name for name in known if any(name == e or (e not in known and name.startswith(e)) for e in asked)]
     if not wanted:
