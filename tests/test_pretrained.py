@@ -327,6 +327,14 @@ def test_a_zoo_that_is_not_there_is_told(tmp_path: Path, capsys: pytest.CaptureF
     assert f"no folder {tmp_path / 'zo'}" in " ".join(capsys.readouterr().err.split())
 
 
+def test_of_an_empty_zoo_no_claim_is_judged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What can be trained is all there is to say."""
+    assert run(["zoo", "--folder", str(tmp_path), "--claims"]) == 0
+    said = capsys.readouterr()
+    assert "None is here yet" in said.err
+    assert said.out == ""
+
+
 @pytest.mark.usefixtures("one_recipe")
 def test_of_further_seeds_the_card_alone_is_taken_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is all that a table needs; a first seed without weights, another recipe or more images are made anew."""

@@ -379,6 +379,15 @@ def test_several_seeds_in_one_command(tmp_path: Path) -> None:
     assert run([*command, "--seeds", "0"]) == 2
 
 
+def test_a_batch_of_more_images_than_there_are_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It trains on all of them at every step, and says so."""
+    command = ["train", "--data", "digits", "--steps", "1", "--quiet"]
+    assert run([*command, "--batch-size", "5000", "--out", str(tmp_path / "large")]) == 0
+    assert "--batch-size 5000 is more than" in capsys.readouterr().err
+    assert run([*command, "--batch-size", "8", "--out", str(tmp_path / "small")]) == 0
+    assert "warning" not in capsys.readouterr().err
+
+
 def test_the_page_of_curves_shows_every_run(tmp_path: Path, digits: ImageSet) -> None:
     """One line per run and quantity, the last values in the table, unfinished runs too; none is an error."""
     recipe = replace(FULL, steps=6, accumulate=1, augment=(), objective="double_backprop(lam=1)")
@@ -394,6 +403,8 @@ def test_the_page_of_curves_shows_every_run(tmp_path: Path, digits: ImageSet) ->
     assert text.count("<svg") >= 4
     last = curve(tmp_path / "a<b", "validation_accuracy")[-1]
     assert f"{last:.3g}" in text
+    assert run(["curves", *runs, *runs[:2], "--out", str(page)]) == 0
+    assert page.read_text() == text  # a run that is named twice is drawn once
     assert run(["curves", "--run", str(tmp_path), "--out", str(page)]) == 2
 
 

@@ -25,7 +25,7 @@ from pellucid.cli import data as data_commands
 from pellucid.errors import PellucidError
 
 ALONE = 2.0  # seconds: torchrun looks ten times a second whether a process has ended, and then ends the others
-INTERRUPTED = "interrupted: give the command again (train: with --resume); it goes on from what is finished in --out"
+INTERRUPTED = "interrupted: what was finished by then is kept; give the command again to go on (train: with --resume)"
 
 app = typer.Typer(
     name="pellucid",

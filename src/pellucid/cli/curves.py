@@ -29,7 +29,7 @@ def curves(
     if out.suffix.lower() not in (".html", ".htm") or out.is_dir():
         raise PellucidError(f"--out {out} must be the name of a page, such as curves.html")
     found = {}
-    for folder in run:
+    for folder in {each.resolve(): each for each in run}.values():  # each once
         try:
             recipe = json.loads((folder / "recipe.json").read_text())
         except (OSError, ValueError):

@@ -134,7 +134,7 @@ def _all_runs(
     images, started = load(recipe.data, recipe.split), time.monotonic()
     before = resume and all((where / "model.safetensors").exists() for where in runs)
     for where, each in runs.items():
-        for warning in _warnings(where, each, resume=resume, device=device) if leads() else []:
+        for warning in _warnings(where, each, len(images), resume=resume, device=device) if leads() else []:
             err.print(f"warning: {warning}", markup=False, soft_wrap=True)
         begun = resume and any((where / name).exists() for name in ("recipe.json", "checkpoint.safetensors"))
         if resume and not begun and leads() and not (quiet or json_):
@@ -156,13 +156,15 @@ def _all_runs(
         err.print(f"Next: pellucid audit {named} --data {recipe.data} --out audit", markup=False, soft_wrap=True)
 
 
-def _warnings(where: "Path", recipe: "Recipe", *, resume: bool, device: str) -> list[str]:
+def _warnings(where: "Path", recipe: "Recipe", images: int, *, resume: bool, device: str) -> list[str]:
     """What a run will suffer from on this machine."""
     from pellucid.run_folder import other_threads
     from pellucid.training import emulated
 
     threads = other_threads(where) if resume and device == "cpu" else None
-    return [each for each in (emulated(recipe.precision, device), threads) if each]
+    large = f"--batch-size {recipe.batch_size} is more than the {images} images there are: every step takes them all"
+    few = large if recipe.batch_size > images else None
+    return [each for each in (emulated(recipe.precision, device), threads, few) if each]
 
 
 def _in_words(end: "Mapping[str, Any]") -> str:

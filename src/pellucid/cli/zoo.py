@@ -73,7 +73,7 @@ def zoo(
     else:
         width = out.width if out.is_terminal else math.inf
         out.print(zoo_table.table(cards, width=width), markup=False, highlight=False, soft_wrap=True)
-    if verdicts and not json_:
+    if verdicts and cards and not json_:
         out.print("\n" + judged.table(verdicts), markup=False, highlight=False, soft_wrap=True)
 
 
