@@ -1,6 +1,7 @@
 """The zoo: built once, gone on with, described by cards; every recipe can be trained."""
 
 import json
+import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
@@ -12,9 +13,10 @@ import pytest
 import torch
 
 import pellucid as pe
-from pellucid import pretrained, registry, zoo_card, zoo_table
+from pellucid import claims, pretrained, registry, zoo_card, zoo_table
 from pellucid.architectures.small import ross as ross_cnn
 from pellucid.cli import run
+from pellucid.cli.zoo import _verdicts as verdicts
 from pellucid.data import load, resident
 from pellucid.errors import PellucidError
 from pellucid.recipe import Recipe
@@ -29,6 +31,7 @@ Seeded = Callable[[int], torch.Generator]
 QUICK = Recipe(data="digits", objective="int2(ball=Linf(0.1), steps=2)", steps=30, batch_size=16)
 MAPS = "aai(ball=Linf({eps}), reading='as_coded', steps=3)"
 EFFORT = zoo_card.Effort(images=10, ensemble="", maps=MAPS)
+PAUSE = 0.3  # seconds
 
 
 @pytest.fixture
@@ -36,7 +39,8 @@ def one_recipe(monkeypatch: pytest.MonkeyPatch) -> None:
     """A zoo of one animal, at two radii."""
     monkeypatch.setattr(pretrained, "recipes", lambda: {"digits/small/int2": QUICK})
     monkeypatch.setattr(zoo_card, "EPS", (0.1, 0.4))
-    monkeypatch.setattr(zoo_card, "PGD", "pgd(ball=Linf({eps}), steps=3)")
+    for module in (zoo_card, zoo_table):
+        monkeypatch.setattr(module, "PGD", "pgd(ball=Linf({eps}), steps=3)")
 
 
 @pytest.mark.usefixtures("one_recipe")
@@ -129,21 +133,33 @@ def test_a_card_alone_is_shown_and_not_loaded(tmp_path: Path, monkeypatch: pytes
 
 
 @pytest.mark.usefixtures("one_recipe")
-def test_an_interrupted_build_goes_on(tmp_path: Path) -> None:
-    """Stopped in training and in measuring: the same card in the end but for the time, which adds up."""
+def test_an_interrupted_build_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stopped in training and in measuring: the same card in the end but for the time, which adds up, and whose code
+    trained: both, where it changed between."""
+    monkeypatch.setattr(pretrained, "commit", lambda: "aaaaaaa")
     whole = pretrained.build(["digits/small/int2"], tmp_path / "whole", effort=EFFORT)["digits/small/int2"]
     for phase, at in (("training", 12), ("measuring", 25)):
 
         def stop(what: str, done: int, whole: int, phase: str = phase, at: int = at) -> None:
             del whole
             if phase in what and done >= at:
+                time.sleep(PAUSE)
                 raise KeyboardInterrupt
 
         with pytest.raises(KeyboardInterrupt):
             pretrained.build(["digits/small/int2"], tmp_path / phase, effort=EFFORT, say=stop)
+        before = json.loads((tmp_path / phase / "digits/small/int2/seconds.json").read_text())["seconds"]
+        monkeypatch.setattr(pretrained, "commit", lambda: "bbbbbbb")
         card = pretrained.build(["digits/small/int2"], tmp_path / phase, effort=EFFORT)["digits/small/int2"]
-        assert card.pop("train_seconds") > 0
-        assert card == {name: value for name, value in whole.items() if name != "train_seconds"}
+        monkeypatch.setattr(pretrained, "commit", lambda: "aaaaaaa")
+        if phase == "training":
+            assert before >= PAUSE
+            assert card.pop("train_seconds") > before
+            assert card.pop("commit") == "aaaaaaa+bbbbbbb"
+        else:
+            assert card.pop("train_seconds") == before
+            assert card.pop("commit") == "aaaaaaa"
+        assert card == {name: value for name, value in whole.items() if name not in ("train_seconds", "commit")}
 
 
 @pytest.mark.usefixtures("one_recipe")
@@ -195,6 +211,11 @@ def test_other_attacks_are_starred_and_a_seed_without_a_figure_leaves_no_mean() 
     whole = card | {"ensemble": {"0.3": ensemble["0.3"] | {"attack": zoo_card.ENSEMBLE.format(eps=0.3)}}}
     mixed = zoo_table.table({"a": card, "a@1": whole}).splitlines()[4]
     assert mixed.count("[") == 1  # a mean of what two attacks left would be of neither
+    assert zoo_table.table({"a": card, "a@1": card | {"n": 20}}).splitlines()[4].count("[") == 0
+    weak = {"pgd": {"0.3": ensemble["0.3"] | {"attack": "pgd(ball=Linf(0.3), steps=1)"}}}
+    shown = zoo_table.table({"a": card | weak}).splitlines()
+    assert shown[2].count(r"\*") == 2
+    assert r"\* pgd(ball=Linf(0.3), steps=1)" in shown
 
 
 def test_a_table_wider_than_the_terminal_comes_in_parts() -> None:
@@ -310,7 +331,7 @@ def test_a_device_that_is_not_there_is_told_first(tmp_path: Path, capsys: pytest
     assert not (tmp_path / "zoo").exists()
 
 
-@pytest.mark.parametrize("wrong", [["--seeds", "0"], ["--images", "0"], ["--fresh"]])
+@pytest.mark.parametrize("wrong", [["--seeds", "0"], ["--images", "0"], ["--fresh"], ["--seeds", "3"]])
 def test_a_zoo_of_nothing_is_refused(wrong: list[str], tmp_path: Path) -> None:
     """And what would be ignored; from Python too."""
     assert run(["zoo", *wrong]) == 2
@@ -333,6 +354,8 @@ def test_of_an_empty_zoo_no_claim_is_judged(tmp_path: Path, capsys: pytest.Captu
     said = capsys.readouterr()
     assert "None is here yet" in said.err
     assert said.out == ""
+    assert run(["zoo", "--folder", str(tmp_path), "--claims", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"cards": {}, "claims": []}
 
 
 @pytest.mark.usefixtures("one_recipe")
@@ -370,22 +393,75 @@ def test_of_further_seeds_the_card_alone_is_taken_over(tmp_path: Path, monkeypat
 
 
 @pytest.mark.usefixtures("one_recipe")
-@pytest.mark.parametrize(
-    "other", [{"maps": MAPS.replace("steps=3", "steps=2")}, {"images": 9}, {"layout": 2}, {"lacks": "pgd"}]
-)
+@pytest.mark.parametrize("other", [{"maps": MAPS.replace("steps=3", "steps=2")}, {"images": 9}])
 def test_a_card_that_was_measured_otherwise_is_not_taken_over(
     other: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Another attack, other images, an older layout, a radius that is missing: it is trained, and measured anew."""
+    """The network is trained, and measured anew."""
     package, name = tmp_path / "package", "digits/small/int2@1"
     pretrained.build(["digits/small/int2"], package, seeds=2, effort=EFFORT)
     (package / name / "model.safetensors").unlink()
-    card = json.loads((package / name / "card.json").read_text())
-    card.get(other.pop("lacks", ""), {}).pop("0.4", None)
-    (package / name / "card.json").write_text(json.dumps(card))
     monkeypatch.setattr(pretrained, "_places", lambda folder: [package] if folder is None else [folder])
-    for module in (pretrained, zoo_card):
-        monkeypatch.setattr(module, "LAYOUT", other.get("layout", zoo_card.LAYOUT))
-    measured = {key: value for key, value in other.items() if key != "layout"}
-    pretrained.build(["digits/small/int2"], tmp_path / "zoo", seeds=2, effort=replace(EFFORT, **measured))
+    pretrained.build(["digits/small/int2"], tmp_path / "zoo", seeds=2, effort=replace(EFFORT, **other))
     assert (tmp_path / "zoo" / name / "model.safetensors").is_file()
+
+
+def test_a_card_is_of_all_that_decides_its_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One thing other, and it is another's: recipe, images trained and measured on, how many, an attack, one attack
+    less, no maps, an option's default, the layout. A setting that an older card does not know was at its default."""
+    effort = zoo_card.effort_for(QUICK)
+
+    def measured(test: str = "test", n: int = 1000, effort: zoo_card.Effort = effort, maps: bool = True) -> str:
+        return zoo_card.how_measured(zoo_card.asked(effort, maps=maps), test, n)
+
+    of = zoo_card.Wanted(QUICK, "train", measured())
+    recipe = json.loads(QUICK.to_json())
+    card = {"recipe": recipe, "data_digest": "train", "how_measured": measured()}
+    assert of.is_of(card)
+    assert of.is_of(card | {"recipe": {name: value for name, value in recipe.items() if name != "replays"}})
+    assert not of.is_of({})
+    assert not of.is_of(card | {"recipe": recipe | {"seed": 1}})
+    assert not of.is_of(card | {"data_digest": "other"})
+    others = [
+        measured("other"),
+        measured(n=999),
+        measured(maps=False),
+        measured(effort=replace(effort, ensemble="")),
+        measured(effort=replace(effort, ensemble=zoo_card.SHORT)),
+        measured(effort=replace(effort, maps=zoo_card.AAI_ROSS)),
+    ]
+    complete = registry.complete
+    with monkeypatch.context() as patch:
+        patch.setattr(registry, "complete", lambda attack: partial(complete(attack), top_k=3))
+        others.append(measured())
+    with monkeypatch.context() as patch:
+        patch.setattr(zoo_card, "LAYOUT", zoo_card.LAYOUT + 1)
+        others.append(measured())
+    assert len({measured(), *others}) == len(others) + 1
+    assert not any(of.is_of(card | {"how_measured": other}) for other in others)
+
+
+def test_a_damaged_card_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """With the remedy, and no traceback."""
+    (tmp_path / "mnist/small/int").mkdir(parents=True)
+    (tmp_path / "mnist/small/int/card.json").write_text('{"n": 10')
+    assert run(["zoo", "--folder", str(tmp_path)]) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert "card.json cannot be read" in said
+    assert "remove it" in said
+
+
+def test_claims_are_judged_by_no_other_networks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cards of other networks, or of other test images, than the package's: what was not shown around stays so."""
+    cards = {full: pretrained.cards()[full] for full in (f"{claims.ROSS}/{name}" for name in claims.TRANSFERRED)}
+    monkeypatch.setattr(claims, "judge", lambda _, found=None: found)
+    monkeypatch.setattr("pellucid.data.load", lambda *_: load("digits", "test"))
+    monkeypatch.setattr(pretrained, "zoo", lambda *_: ross_cnn())
+
+    def found(**other: str) -> object:
+        return verdicts({full: card | other for full, card in cards.items()}, tmp_path, 1000, "cpu")
+
+    assert found() is not None
+    assert found(model_digest="other") is None
+    assert found(test_digest="other") is None
+    assert not (tmp_path / pretrained.SHOWN).exists()

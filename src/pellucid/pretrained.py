@@ -22,15 +22,17 @@ from pellucid.data import ImageSet
 from pellucid.errors import PellucidError
 from pellucid.models import load_model
 from pellucid.recipe import Recipe
-from pellucid.results import commit, model_digest, write_json
+from pellucid.results import commit, model_digest, read_object, write_json
 from pellucid.training import train, usable
 from pellucid.transfer import Transfer
 from pellucid.weights import write_atomically
-from pellucid.zoo_card import LAYOUT, Effort, Say, Wanted, bits, card_key, effort_for, measured, packed
+from pellucid.zoo_card import Effort, Say, Wanted, asked, bits, effort_for, how_measured, measured, packed, planned
 from pellucid.zoo_recipes import recipes
 
-KEPT = ("model.safetensors", "card.json", "seconds.json", "recipe.json")  # of a network; the recipe comes last
+CLOCK = "seconds.json"
+KEPT = ("model.safetensors", "card.json", CLOCK, "recipe.json")  # of a network; the recipe comes last
 SHOWN = "transfer.json"  # of a zoo: one network's images shown to the others
+REMEDY = "remove it, and it is made anew"
 WAIT = 5.0  # seconds between two looks at what other processes work at
 
 
@@ -135,41 +137,47 @@ def _made(
     device: str,
     say: Say | None,
 ) -> dict[str, Any]:
-    clock_path = out / "seconds.json"
-    wanted = Wanted(recipe, trained.digest, test.digest, effort, min(effort.images, len(test)))
+    n = min(effort.images, len(test))
+    wanted = Wanted(recipe, trained.digest, how_measured(asked(effort), test.digest, n))
     if adopt and (alone := _adopt(name, wanted, out)):
         return alone
     if not run_folder.finished(out, recipe):
-        resume = (out / run_folder.RECIPE).is_file()
-        before, was = (_clock(clock_path)[key] for key in ("seconds", "device"))
-        before, on = before or 0.0, "+".join(dict.fromkeys([*(was.split("+") if before else []), device]))
-        started, by = time.monotonic(), commit()
-
-        def note() -> float:
-            seconds = before + time.monotonic() - started
-            clock = {"seconds": round(seconds, 1), "commit": by, "device": on}
-            write_atomically(clock_path, json.dumps(clock).encode())
-            return seconds
-
-        def report(step: int, entry: dict[str, float]) -> None:
-            del entry
-            if step % 100 == 0:
-                note()
-            if say is not None:
-                say(f"{name}: training", step, recipe.steps)
-
-        train(recipe, trained, out, resume=resume, device=device, report=report)
-        note()
-    model, clock = load_model(out)[0].to(device), _clock(clock_path)
-    key = card_key(model, test, effort)
-    if (old := _card(out)).get("key") == key:
+        _train(name, recipe, trained, out, device, say)
+    model, clock = load_model(out)[0].to(device), _clock(out)
+    facts = {"model_digest": model_digest(model), "data_digest": trained.digest, "test_digest": test.digest}
+    facts |= {"how_measured": how_measured(planned(model, test, effort), test.digest, n)}
+    old = _card(out)
+    if all(old.get(name) == value for name, value in facts.items()):
         return old
     card = measured(model, test, effort, cells=out / "cells", say=say, name=name)
     card |= {"name": name, "recipe": asdict(recipe), "commit": clock["commit"], "train_seconds": clock["seconds"]}
-    card |= {"device": clock["device"], "measured_on": device, "layout": LAYOUT, "model_digest": model_digest(model)}
-    card |= {"data_digest": trained.digest, "test_digest": test.digest}
-    write_json(out / "card.json", card | {"key": key})
-    return card | {"key": key}
+    card |= {"device": clock["device"], "measured_on": device} | facts
+    write_json(out / "card.json", card)
+    return card
+
+
+def _train(name: str, recipe: Recipe, trained: ImageSet, out: Path, device: str, say: Say | None) -> None:
+    """Begin, or go on; the clock adds up what interrupted calls took."""
+    resume = (out / run_folder.RECIPE).is_file()
+    before = _clock(out) if resume else {}
+    started, commits = time.monotonic(), [*filter(None, [before.get("commit")]), commit()]
+    clock = {"commit": "+".join(dict.fromkeys("+".join(commits).split("+"))), "device": device}
+
+    def note() -> None:
+        seconds = (before.get("seconds") or 0.0) + time.monotonic() - started
+        write_atomically(out / CLOCK, json.dumps({"seconds": round(seconds, 1)} | clock).encode())
+
+    def report(step: int, entry: dict[str, float]) -> None:
+        del entry
+        if step % 100 == 0:
+            note()
+        if say is not None:
+            say(f"{name}: training", step, recipe.steps)
+
+    try:
+        train(recipe, trained, out, resume=resume, device=device, report=report)
+    finally:
+        note()
 
 
 def _adopt(name: str, wanted: Wanted, out: Path) -> dict[str, Any]:
@@ -189,7 +197,7 @@ def _adopt(name: str, wanted: Wanted, out: Path) -> dict[str, Any]:
 
 
 def _card(folder: Path) -> dict[str, Any]:
-    return json.loads((folder / "card.json").read_text()) if (folder / "card.json").is_file() else {}
+    return read_object(folder / "card.json", REMEDY)
 
 
 def _card_alone(out: Path, wanted: Wanted) -> dict[str, Any]:
@@ -199,9 +207,9 @@ def _card_alone(out: Path, wanted: Wanted) -> dict[str, Any]:
     return card if wanted.is_of(card) else {}
 
 
-def _clock(path: Path) -> dict[str, Any]:
+def _clock(out: Path) -> dict[str, Any]:
     """How long a network was trained, by which commit of this code, and on what."""
-    return {"seconds": None, "commit": None, "device": "cpu"} | (json.loads(path.read_text()) if path.is_file() else {})
+    return {"seconds": None, "commit": None, "device": "cpu"} | read_object(out / CLOCK, REMEDY)
 
 
 def keep_shown(found: Transfer, key: str, folder: Path) -> None:
@@ -218,7 +226,7 @@ def keep_shown(found: Transfer, key: str, folder: Path) -> None:
 def shown_around(key: str, folder: Path | None, images: int | None = None) -> Transfer | None:
     """What `keep_shown` kept under this key, in the folder or in the package; of the first `images`, if of so many."""
     for place in _places(folder):
-        kept = json.loads((place / SHOWN).read_text()) if (place / SHOWN).is_file() else {}
+        kept = read_object(place / SHOWN, REMEDY)
         if kept.get("key") == key and kept["n"] >= (images or 0):
             clean, correct = (
                 np.stack([bits(row, kept["n"])[:images] for row in kept[part]]) for part in ("clean", "correct")

@@ -73,6 +73,19 @@ def fingerprint(*parts: Any) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:20]
 
 
+def read_object(path: Path, remedy: str) -> dict[str, Any]:
+    """A file's JSON object; an empty one where there is no file. Raises `PellucidError`, with the remedy."""
+    if not path.exists():
+        return {}
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise PellucidError(f"{path} cannot be read ({error}): {remedy}") from None
+    if not isinstance(found, dict):
+        raise PellucidError(f"{path} cannot be read (a {type(found).__name__}, not an object): {remedy}")
+    return found
+
+
 def model_digest(model: torch.nn.Module) -> str:
     """A content hash of a model's class, layers and weights."""
     digest = hashlib.sha256(repr(model).encode())

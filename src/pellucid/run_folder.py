@@ -13,10 +13,12 @@ import torch
 
 from pellucid.errors import PellucidError
 from pellucid.recipe import Recipe, differences, own_code
+from pellucid.results import read_object
 from pellucid.weights import write_atomically
 
 RECIPE, RUN, CHECKPOINT, LOCK = "recipe.json", "run.json", "checkpoint.safetensors", ".lock"
 CALL = "call.json"
+REMEDY = "remove the run's folder, or choose another --out"
 LEFT = ("cells", "picture.png")  # what an interrupted attack leaves: nobody's results
 
 
@@ -84,7 +86,7 @@ def _changed(out: Path, facts: Mapping[str, Any], run: Mapping[str, Any]) -> lis
     try:
         return differences({**facts, "recipe": _read(out / RECIPE)}, run)
     except TypeError as error:
-        raise _unreadable(out / RECIPE, error) from None
+        raise PellucidError(f"{out / RECIPE} cannot be read ({error}): {REMEDY}") from None
     except PellucidError as error:
         raise PellucidError(f"{out / RECIPE}: {error}") from None
 
@@ -133,20 +135,7 @@ def other_threads(out: Path) -> str | None:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """A file's JSON object; an empty one where there is no file."""
-    if not path.exists():
-        return {}
-    try:
-        found = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise _unreadable(path, error) from None
-    if not isinstance(found, dict):
-        raise _unreadable(path, TypeError(f"a {type(found).__name__}, not an object"))
-    return found
-
-
-def _unreadable(path: Path, error: Exception) -> PellucidError:
-    return PellucidError(f"{path} cannot be read ({error}): remove the run's folder, or choose another --out")
+    return read_object(path, REMEDY)
 
 
 def _lock(path: Path) -> int:

@@ -18,20 +18,21 @@ from pellucid.interpreters.activations import cam
 from pellucid.network import Network, device_of
 from pellucid.outcome import outcome
 from pellucid.recipe import Recipe
-from pellucid.results import fingerprint, model_digest
+from pellucid.results import fingerprint
 
 EPS = (0.1, 0.2, 0.3, 0.35, 0.4)
 ENSEMBLE_EPS = 0.3
 PGD = "pgd(ball=Linf({eps}), steps=200, step_size=0.01, stop_when_fooled=True)"
 ENSEMBLE = "ensemble(ball=Linf({eps}))"
 SHORT = "ensemble(ball=Linf({eps}), steps=30, targets=2, queries=500)"  # for networks on which ENSEMBLE takes an hour
-LAYOUT = 1  # of a card: a higher number has cards made anew
+LAYOUT = 2  # of a card: a higher number has cards made anew
 AAI = "aai(ball=Linf({eps}), reading='as_coded')"
 # The last feature maps of the Ross CNN are one position, and so is its CAM. Its maps are those of GradCAM one layer
 # before, 7 x 7, and its attack is shorter: on 128 images it left tau at .795 where AAI's steps left .780.
 AAI_ROSS = "aai(ball=Linf({eps}), reading='as_coded', interpreter=gradcam(layer='trunk.7'), steps=25, step_size=0.02)"
 
 Say = Callable[[str, int, int], None]  # what is done, how far, of how much
+Plan = list[tuple[str, float, str, bool]]  # kind, radius, specification, and whether maps are compared
 
 
 @dataclass(frozen=True)
@@ -98,20 +99,25 @@ def measured(
     return found
 
 
-def card_key(model: nn.Module, test: ImageSet, effort: Effort) -> str:
-    """Of all that decides a card's figures: weights, images, attacks with every option, how a card is laid out."""
+def planned(model: nn.Module, test: ImageSet, effort: Effort) -> Plan:
+    """What a card of this model holds beside clean accuracy."""
+    return asked(effort, maps=_has_maps(model, test, effort.maps))
+
+
+def asked(effort: Effort, *, maps: bool = True) -> Plan:
+    """What a card holds beside clean accuracy; `maps` is whether the model has any with places."""
+    plan: Plan = [("pgd", eps, PGD, False) for eps in EPS]
+    plan += [("aai", eps, effort.maps, True) for eps in EPS] if maps else []
+    return plan + ([("ensemble", ENSEMBLE_EPS, effort.ensemble, False)] if effort.ensemble else [])
+
+
+def how_measured(plan: Plan, test_digest: str, n: int) -> str:
+    """A content hash of attacks with every option, images, and how a card is laid out."""
     attacks = [
         (kind, eps, registry.describe(registry.complete(registry.parse(spec.format(eps=eps), "attacks"))), maps)
-        for kind, eps, spec, maps in planned(model, test, effort)
+        for kind, eps, spec, maps in plan
     ]
-    return fingerprint(model_digest(model), test.digest, effort.images, attacks, LAYOUT)
-
-
-def planned(model: nn.Module, test: ImageSet, effort: Effort) -> list[tuple[str, float, str, bool]]:
-    """What a card measures: kind, radius, specification, and whether maps are compared."""
-    plan: list[tuple[str, float, str, bool]] = [("pgd", eps, PGD, False) for eps in EPS]
-    plan += [("aai", eps, effort.maps, True) for eps in EPS] if _has_maps(model, test, effort.maps) else []
-    return plan + ([("ensemble", ENSEMBLE_EPS, effort.ensemble, False)] if effort.ensemble else [])
+    return fingerprint(attacks, test_digest, n, LAYOUT)
 
 
 def packed(standing: np.ndarray) -> str:
@@ -143,20 +149,11 @@ class Wanted:
 
     recipe: Recipe
     data_digest: str
-    test_digest: str
-    effort: Effort
-    n: int
+    measured: str  # `how_measured`
 
     def is_of(self, card: Mapping[str, Any]) -> bool:
-        """Whether it was trained, and measured, on these images by these attacks; not every network has maps."""
-        mine = {"recipe": json.loads(json.dumps(asdict(self.recipe))), "n": self.n, "layout": LAYOUT}
-        mine |= {"data_digest": self.data_digest, "test_digest": self.test_digest}
-        kinds = {
-            "pgd": EPS,
-            "aai": EPS if "aai" in card else (),
-            "ensemble": (ENSEMBLE_EPS,) * bool(self.effort.ensemble),
-        }
-        specs = {"pgd": PGD, "aai": self.effort.maps, "ensemble": self.effort.ensemble}
-        attacks = {kind: {str(eps): specs[kind].format(eps=eps) for eps in radii} for kind, radii in kinds.items()}
-        theirs = {kind: {eps: entry["attack"] for eps, entry in card.get(kind, {}).items()} for kind in kinds}
-        return all(card.get(name) == value for name, value in mine.items()) and theirs == attacks
+        """Whether it was trained so, on these images, and measured so. Settings unknown to it were at their default."""
+        now = asdict(self.recipe)
+        then = {name: getattr(Recipe(), name) for name in now} | card.get("recipe", {})
+        same = json.dumps(then, sort_keys=True) == json.dumps(now, sort_keys=True)
+        return same and (card.get("data_digest"), card.get("how_measured")) == (self.data_digest, self.measured)

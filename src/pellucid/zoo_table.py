@@ -7,7 +7,7 @@ from statistics import fmean
 from typing import Any
 
 from pellucid.results import wilson
-from pellucid.zoo_card import AAI, ENSEMBLE, ENSEMBLE_EPS, EPS
+from pellucid.zoo_card import AAI, ENSEMBLE, ENSEMBLE_EPS, EPS, PGD
 
 # Boopathy et al. 2020: paper, Tables 2, 3, A1 and A4; slides, Tables 1 and 3 (all at 0.4, and Int2).
 _PRINTED = "clean", "pgd 0.1", "pgd 0.2", "pgd 0.3", "pgd 0.4", "tau 0.1", "tau 0.2", "tau 0.3", "tau 0.4"
@@ -130,7 +130,7 @@ def _cell(card: Card, kind: str, eps: str) -> str:
 
 def _other(card: Card, kind: str, eps: str) -> str:
     """The attack behind a figure, where it is not the usual one; older cards, which had that, say none."""
-    usual = {"ensemble": ENSEMBLE, "tau": AAI}.get(kind)
+    usual = {"pgd": PGD, "ensemble": ENSEMBLE, "tau": AAI}.get(kind)
     if usual is None:
         return ""
     spec = card.get("aai" if kind == "tau" else kind, {}).get(eps, {}).get("attack", "")
@@ -140,7 +140,7 @@ def _other(card: Card, kind: str, eps: str) -> str:
 def _over_seeds(cards: Sequence[Card], kind: str, eps: str) -> str:
     values = [value for card in cards if (value := _value(card, kind, eps)) is not None]
     others = {_other(card, kind, eps) for card in cards}
-    if len(values) < len(cards) or len(others) > 1:
+    if len(values) < len(cards) or len(others) > 1 or len({card["n"] for card in cards}) > 1:
         return ""
     star = "" if others == {""} else "\\*"
     return f"{_figure(fmean(values))} [{_figure(min(values))}, {_figure(max(values))}]{star}"

@@ -53,8 +53,8 @@ def zoo(
     from pellucid import pretrained, zoo_table
     from pellucid.errors import PellucidError
 
-    if fresh and not build:
-        raise PellucidError("--fresh says what is trained: add --build, or leave it out")
+    if not build and (fresh or seeds > 1):
+        raise PellucidError(f"{'--fresh' if fresh else '--seeds'} says what is trained: add --build, or leave it out")
     wanted = _wanted(only, folder, build=build)
     if build and folder is not None:
         with progress("the zoo", 1, quiet=json_) as advance:
@@ -64,7 +64,7 @@ def zoo(
 
             pretrained.build(wanted, folder, seeds=seeds, images=images, adopt=not fresh, device=device, say=say)
     cards = {name: card for name, card in pretrained.cards(folder).items() if name.partition("@")[0] in wanted}
-    verdicts = _verdicts(cards, folder, images, device) if claims else []
+    verdicts = _verdicts(cards, folder, images, device) if claims and cards else []
     if json_:
         print_json({"cards": cards, "claims": [asdict(each) for each in verdicts]} if claims else cards)
     elif not cards:
@@ -73,7 +73,7 @@ def zoo(
     else:
         width = out.width if out.is_terminal else math.inf
         out.print(zoo_table.table(cards, width=width), markup=False, highlight=False, soft_wrap=True)
-    if verdicts and cards and not json_:
+    if verdicts and not json_:
         out.print("\n" + judged.table(verdicts), markup=False, highlight=False, soft_wrap=True)
 
 
@@ -98,20 +98,25 @@ def _verdicts(cards: "Mapping[str, Any]", folder: Path | None, images: int, devi
     """Of all claims; FGSM's images are made and shown around, where that was not done and the networks are there."""
     from pellucid import claims, data, pretrained, registry
     from pellucid.attacks.gradient import fgsm
-    from pellucid.results import fingerprint
+    from pellucid.results import fingerprint, model_digest
     from pellucid.training import usable
     from pellucid.transfer import transfer
 
     asked = {name: f"{claims.ROSS}/{name}" for name in claims.TRANSFERRED}
     if not all(full in cards for full in asked.values()):
         return claims.judge(cards)
-    models = [(name, cards[full].get("model_digest")) for name, full in asked.items()]
-    key = fingerprint(models, registry.describe(registry.complete(fgsm)), claims.TRANSFER_EPS)
+    of = [(name, *(cards[full].get(each) for each in ("model_digest", "test_digest"))) for name, full in asked.items()]
+    key = fingerprint(of, registry.describe(registry.complete(fgsm)), claims.TRANSFER_EPS)
     found = pretrained.shown_around(key, folder, images)
     if found is None and all(pretrained.loadable(full, folder) for full in asked.values()):
         test = data.load("mnist", "test")
         models = {name: pretrained.zoo(full, folder).to(usable(device)) for name, full in asked.items()}
-        found = transfer(models, test, range(min(images, len(test))), fgsm, claims.TRANSFER_EPS)
+        if of != [(name, model_digest(model), test.digest) for name, model in models.items()]:
+            return claims.judge(cards)  # the cards are of other networks, or other images
+        many = min(images, len(test))
+        found = pretrained.shown_around(key, folder, many)
+        if found is None:
+            found = transfer(models, test, range(many), fgsm, claims.TRANSFER_EPS)
         if folder is not None:
             pretrained.keep_shown(found, key, folder)
     return claims.judge(cards, found)
