@@ -147,6 +147,8 @@ def side_by_side(given: argparse.Namespace, out: Path) -> None:
             time.sleep(1)
         if ready():
             running["underfit"] = subprocess.Popen([*command, "underfit"])
+        for process in running.values():
+            process.wait()
     finally:  # after Ctrl-C too, of which each makes an end by itself
         failed = [name for name, process in running.items() if process.wait()]
     if failed:

@@ -145,7 +145,7 @@ def test_what_a_specification_means() -> None:
         ("pgd(steps='many')", "steps='many'.*a whole number"),
         ("pgd(ball=0.3)", r"ball=0\.3.*a ball such as"),
         ("pgd(steps=0)", "would do nothing.* robustness"),
-        ("aai(k=0)", "at least 1"),
+        ("aai(k=0)", "would do nothing, and its figures would look like robustness: at least 1"),
         ("", "it is empty"),
         ("pgd(ball=Linf)", r"pgd\(ball=Linf\): wants a ball"),
         ("pgd(ball=Linf(fog))", r"Linf\(fog\): fog where a number is wanted"),

@@ -243,7 +243,6 @@ def and_die(state, run, now, *rest):
         os._exit(1)
 
 training._save = and_die
-from pellucid.checkpoint import ending
 from pellucid.cli import run
 sys.exit(run(sys.argv[1:]))
 """
@@ -287,7 +286,6 @@ def gloo():
 
 joined = False
 atexit.register(lambda: os._exit(0 if joined and not gloo() else 1))  # first registered, last called
-from pellucid.checkpoint import ending
 from pellucid.cli import run
 code = run(sys.argv[1:])
 joined = code == 0 and dist.is_initialized() and gloo()
@@ -320,7 +318,6 @@ def noted(state, run, now, *rest):
             print(now.step, file=file)
 
 training._save = noted
-from pellucid.checkpoint import ending
 from pellucid.cli import run
 sys.exit(run(sys.argv[1:]))
 """
@@ -386,6 +383,9 @@ def test_a_batch_of_more_images_than_there_are_is_told(tmp_path: Path, capsys: p
     assert "--batch-size 5000 is more than" in capsys.readouterr().err
     assert run([*command, "--batch-size", "8", "--out", str(tmp_path / "small")]) == 0
     assert "warning" not in capsys.readouterr().err
+    held = ["--batch-size", "1200", "--keep", "best", "--validate-every", "1", "--out", str(tmp_path / "held out")]
+    assert run([*command, *held]) == 0  # of 1,297 images 500 are held out
+    assert "--batch-size 1200 is more than the 797 images to train on" in " ".join(capsys.readouterr().err.split())
 
 
 def test_the_page_of_curves_shows_every_run(tmp_path: Path, digits: ImageSet) -> None:

@@ -149,7 +149,7 @@ def _above(cards: Cards, one: str, two: str, kind: str, eps: float) -> Finding:
     """Speaks for `one` above `two`, over the seeds that both have, on the images that both were measured on."""
     ones, twos = (_standing(cards, f"{SMALL}/{name}", kind, eps) for name in (one, two))
     pairs = []
-    for seed in sorted(ones.keys() & twos.keys()):
+    for seed in sorted(ones.keys() & twos.keys(), key=lambda seed: int(seed or 0)):
         n = min(len(ones[seed]), len(twos[seed]))  # cards are of the first images
         pairs.append((ones[seed][:n], twos[seed][:n]))
     what = f"{one} - {two} under {kind} {eps}"

@@ -206,8 +206,7 @@ def _check_option(name: str, parameter: inspect.Parameter, given: Any) -> None:
     """A wrong kind of value is said here, by name, and not deep inside an attack."""
     if parameter.name in COUNTS and isinstance(given, int) and given < 1:
         looks = ", and its figures would look like robustness" if name in public("attacks") else ""
-        why = "is no number of rows" if parameter.name == "k" else "would do nothing"
-        raise PellucidError(f"{name}({parameter.name}={given}) {why}{looks}: at least 1")
+        raise PellucidError(f"{name}({parameter.name}={given}) would do nothing{looks}: at least 1")
     choices = typing.get_args(parameter.annotation) if typing.get_origin(parameter.annotation) is Literal else ()
     if choices and given not in choices:
         allowed = ", ".join(map(repr, choices))

@@ -86,8 +86,10 @@ class Steps:
     at: tuple[int, ...]
 
     def __post_init__(self) -> None:
-        if not (isinstance(self.values, tuple) and isinstance(self.at, tuple)):
+        if not (isinstance(self.values, tuple | list) and isinstance(self.at, tuple | list)):
             raise PellucidError(f"Steps((0.01, 0.001), (4000,)) takes two tuples, not {self.values} and {self.at}")
+        object.__setattr__(self, "values", tuple(self.values))
+        object.__setattr__(self, "at", tuple(self.at))
         if len(self.values) != len(self.at) + 1:
             raise PellucidError(f"Steps wants one value more than boundaries, got {self.values} and {self.at}")
         if not all(map(math.isfinite, self.values)):

@@ -130,11 +130,14 @@ def _all_runs(
     from pellucid.data import load
     from pellucid.parallel import leads
     from pellucid.training import train as run
+    from pellucid.watch import held_out
 
     images, started = load(recipe.data, recipe.split), time.monotonic()
     before = resume and all((where / "model.safetensors").exists() for where in runs)
     for where, each in runs.items():
-        for warning in _warnings(where, each, len(images), resume=resume, device=device) if leads() else []:
+        for warning in (
+            _warnings(where, each, len(held_out(each, images)[0]), resume=resume, device=device) if leads() else []
+        ):
             err.print(f"warning: {warning}", markup=False, soft_wrap=True)
         begun = resume and any((where / name).exists() for name in ("recipe.json", "checkpoint.safetensors"))
         if resume and not begun and leads() and not (quiet or json_):
@@ -162,7 +165,7 @@ def _warnings(where: "Path", recipe: "Recipe", images: int, *, resume: bool, dev
     from pellucid.training import emulated
 
     threads = other_threads(where) if resume and device == "cpu" else None
-    large = f"--batch-size {recipe.batch_size} is more than the {images} images there are: every step takes them all"
+    large = f"--batch-size {recipe.batch_size} is more than the {images} images to train on: every step takes them all"
     few = large if recipe.batch_size > images else None
     return [each for each in (emulated(recipe.precision, device), threads, few) if each]
 

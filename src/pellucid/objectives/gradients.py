@@ -1,5 +1,6 @@
 """Penalties on gradients in the input: double backpropagation and its kin, attributions of the loss (IG-Norm)."""
 
+from pathlib import Path
 from typing import Literal, get_args
 
 import torch
@@ -49,12 +50,13 @@ def double_backprop(
     """
     weight = weighed("lam", lam, step)
     if eps is not None and attack is None:
-        raise PellucidError("eps is the attack's radius, and there is none: add attack=fgsm(ball=Linf(0.3)), say")
-    if teacher is not None and of != "distilled":
-        raise PellucidError(f"a teacher is asked by of='distilled' alone, and of is {of!r}")
+        raise PellucidError(f"eps (={eps!r}) is the radius of an attack, and there is none: add attack=fgsm(), say")
     if of not in get_args(Of) or reading not in get_args(Reading):
         allowed = f"{', '.join(get_args(Of))}; {', '.join(get_args(Reading))}"
         raise PellucidError(f"of (={of!r}) and reading (={reading!r}) must be of: {allowed}")
+    if teacher is not None and of != "distilled":
+        given = repr(teacher) if isinstance(teacher, str | Path) else f"a {type(teacher).__name__}"
+        raise PellucidError(f"a teacher (={given}) is asked by of='distilled' alone, and of is {of!r}")
     with torch.enable_grad():
         seen = x.detach().requires_grad_(weight > 0)
         logits = model(seen)
