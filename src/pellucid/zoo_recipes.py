@@ -48,10 +48,13 @@ _OBJECTIVES: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "int2-adv": (f"int2({_INT}, adversarial=True)", {}),
     # Ours: a larger radius, clean loss too, and searches that remember. Beside int2-adv, what each of these brings.
     "persistent": (
-        "int2(ball=Linf(0.41), steps=3, gamma=0, correlation=4, adversarial=True, clean=0.3, start='persistent')",
-        {"steps": 35_000, "batch_size": 64, "ramp": 0.35, "lr": 4e-3, "ema": 0.999},
+        "int2(ball=Linf(0.41), steps=3, gamma=0, correlation=4, adversarial=True, clean=0.15, start='persistent')",
+        {"steps": 24_000, "batch_size": 64, "ramp": 0.35, "lr": 4e-3, "ema": 0.999},
     ),
 }
+
+_INTS = tuple(name for name in _OBJECTIVES if name.startswith("int"))
+_OF_POOL = ("standard", "adversarial", "trades", "ig-norm", "ig-sum-norm", *_INTS, "persistent")  # published, and ours
 
 
 def recipes() -> dict[str, Recipe]:
@@ -62,6 +65,7 @@ def recipes() -> dict[str, Recipe]:
         ross = {"architecture": "ross", "batch_size": 128, "lr": 1e-3, "steps": steps}
         if not name.startswith(("int", "ig", "persistent")):  # they train on CAM, which has one position here
             found[f"mnist/ross/{name}"] = _small(spec, **(dict(changes) | ross))
-        if name in ("standard", "adversarial", "int", "int2", "int-adv", "int2-adv", "persistent"):
-            found[f"mnist/pool/{name}"] = _small(spec, **(dict(changes) | {"architecture": "pool", "steps": 3000}))
+        if name in _OF_POOL:
+            steps = 500 if name.startswith("ig") else 3000  # of which each takes 13 of the others
+            found[f"mnist/pool/{name}"] = _small(spec, **(dict(changes) | {"architecture": "pool", "steps": steps}))
     return found
