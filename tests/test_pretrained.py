@@ -75,8 +75,8 @@ def test_the_zoo_is_built_once_and_loaded_by_name(tmp_path: Path, monkeypatch: p
 
 @pytest.mark.usefixtures("one_recipe")
 def test_what_the_package_brings_is_taken_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A network of the same recipe, with its card: nothing is trained, nor measured but for another number of images.
-    Of another recipe it is trained anew."""
+    """A network of the same recipe, with its card: nothing is trained, nor measured but for more images, which a call
+    for fewer does not replace. Of another recipe it is trained anew."""
     made = pretrained.build(["digits/small/int2"], tmp_path / "package", effort=EFFORT)
     monkeypatch.setattr(pretrained, "_places", lambda folder: [tmp_path / "package"] if folder is None else [folder])
     said: list[str] = []
@@ -89,6 +89,8 @@ def test_what_the_package_brings_is_taken_over(tmp_path: Path, monkeypatch: pyte
     assert json.loads(json.dumps(again)) == json.loads(json.dumps(made))
     assert not said
     pretrained.build(["digits/small/int2"], tmp_path / "zoo", effort=zoo_card.Effort(5, "", MAPS), say=say)
+    assert not said
+    pretrained.build(["digits/small/int2"], tmp_path / "zoo", effort=zoo_card.Effort(12, "", MAPS), say=say)
     assert set(said) == {"measuring"}
     monkeypatch.setattr(pretrained, "recipes", lambda: {"digits/small/int2": replace(QUICK, steps=2)})
     pretrained.build(["digits/small/int2"], tmp_path / "other", effort=EFFORT, say=say)
@@ -378,6 +380,8 @@ def test_of_further_seeds_the_card_alone_is_taken_over(tmp_path: Path, monkeypat
     assert "digits/small/int2@1" in pretrained.cards(tmp_path / "zoo")
     said.clear()
     pretrained.build(["digits/small/int2"], tmp_path / "zoo", seeds=2, effort=zoo_card.Effort(5, "", MAPS), say=say)
+    assert not said  # a card of more images
+    pretrained.build(["digits/small/int2"], tmp_path / "zoo", seeds=2, effort=zoo_card.Effort(12, "", MAPS), say=say)
     assert "digits/small/int2@1" in said
     said.clear()
     monkeypatch.setattr(pretrained, "recipes", lambda: {"digits/small/int2": replace(QUICK, steps=2)})
@@ -393,7 +397,7 @@ def test_of_further_seeds_the_card_alone_is_taken_over(tmp_path: Path, monkeypat
 
 
 @pytest.mark.usefixtures("one_recipe")
-@pytest.mark.parametrize("other", [{"maps": MAPS.replace("steps=3", "steps=2")}, {"images": 9}])
+@pytest.mark.parametrize("other", [{"maps": MAPS.replace("steps=3", "steps=2")}, {"images": 11}])
 def test_a_card_that_was_measured_otherwise_is_not_taken_over(
     other: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -414,10 +418,12 @@ def test_a_card_is_of_all_that_decides_its_figures(monkeypatch: pytest.MonkeyPat
     def measured(test: str = "test", n: int = 1000, effort: zoo_card.Effort = effort, maps: bool = True) -> str:
         return zoo_card.how_measured(zoo_card.asked(effort, maps=maps), test, n)
 
-    of = zoo_card.Wanted(QUICK, "train", measured())
+    of = zoo_card.Wanted(QUICK, "train", zoo_card.asked(effort), "test", 1000)
     recipe = json.loads(QUICK.to_json())
-    card = {"recipe": recipe, "data_digest": "train", "how_measured": measured()}
+    card = {"recipe": recipe, "data_digest": "train", "n": 1000, "how_measured": measured()}
     assert of.is_of(card)
+    assert of.is_of(card | {"n": 2000, "how_measured": measured(n=2000)})
+    assert not of.is_of(card | {"n": 999, "how_measured": measured(n=999)})
     assert of.is_of(card | {"recipe": {name: value for name, value in recipe.items() if name != "replays"}})
     assert not of.is_of({})
     assert not of.is_of(card | {"recipe": recipe | {"seed": 1}})
@@ -449,6 +455,11 @@ def test_a_damaged_card_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[s
     said = " ".join(capsys.readouterr().err.split())
     assert "card.json cannot be read" in said
     assert "remove it" in said
+    (tmp_path / "mnist/small/int/card.json").write_text("{}")
+    assert run(["zoo", "--folder", str(tmp_path)]) == 2
+    assert "card.json is no card" in " ".join(capsys.readouterr().err.split())
+    with pytest.raises(PellucidError, match="no folder"):
+        pe.zoo("mnist/small/int", tmp_path / "mistyped")
 
 
 def test_claims_are_judged_by_no_other_networks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

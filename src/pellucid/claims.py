@@ -105,7 +105,7 @@ def verdict(claim: str, source: str, findings: Sequence[Finding]) -> Verdict:
         judgement = "does not hold" if refuted else "undecided"
     shown = "; ".join(finding.shown for finding in findings if finding.speaks != "not measured")
     missing = sum(finding.speaks == "not measured" for finding in findings)
-    lacks = [f"{missing} of {len(findings)} comparisons lack their networks or cards in this zoo"] if missing else []
+    lacks = [f"{missing} of {len(findings)} comparisons lack their networks or cards here"] if missing else []
     return Verdict(claim, source, judgement, "; ".join(([shown] if shown else []) + lacks) + ".")
 
 

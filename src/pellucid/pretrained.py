@@ -26,7 +26,19 @@ from pellucid.results import commit, model_digest, read_object, write_json
 from pellucid.training import train, usable
 from pellucid.transfer import Transfer
 from pellucid.weights import write_atomically
-from pellucid.zoo_card import Effort, Say, Wanted, asked, bits, effort_for, how_measured, measured, packed, planned
+from pellucid.zoo_card import (
+    Effort,
+    Say,
+    Wanted,
+    asked,
+    bits,
+    effort_for,
+    how_measured,
+    measured,
+    measured_so,
+    packed,
+    planned,
+)
 from pellucid.zoo_recipes import recipes
 
 CLOCK = "seconds.json"
@@ -37,7 +49,12 @@ WAIT = 5.0  # seconds between two looks at what other processes work at
 
 
 def zoo(name: str, folder: Path | str | None = None) -> nn.Module:
-    """A classifier of the zoo by name: of a folder that `pellucid zoo --build` filled, else of the package."""
+    """A classifier of the zoo by name: of a folder that `pellucid zoo --build` filled, else of the package.
+
+    Raises `PellucidError` where there is no such folder, or in neither the network's weights.
+    """
+    if folder is not None and not Path(folder).is_dir():
+        raise PellucidError(f"no folder {folder}: `pellucid zoo --folder {folder} --build --only {name}` makes it")
     places = _places(Path(folder) if folder else None)
     for place in places:
         where = place / name
@@ -71,6 +88,8 @@ def cards(folder: Path | None = None) -> dict[str, dict[str, Any]]:
         for name in _names(place):
             if name not in found:
                 found[name] = _card(place / name)
+                if not {"n", "clean", "pgd"} <= found[name].keys():
+                    raise PellucidError(f"{place / name / 'card.json'} is no card of a network: {REMEDY}")
     return found
 
 
@@ -87,10 +106,10 @@ def build(
 ) -> dict[str, dict[str, Any]]:
     """Train and measure classifiers in `out/NAME` (further seeds in `out/NAME@SEED`); what is finished is kept.
 
-    `effort` is by default `effort_for` each recipe, on the first `images` of the test set. With `adopt` networks that
-    the package brings, of the same recipe and training images, are not trained again. First seeds come first. Several
-    processes may share the work: each takes what no other is at, and at the end waits. On another `device` than the
-    CPU training is as good and not the same to the bit; the card says which it was.
+    `effort` is by default `effort_for` each recipe, on the first `images` of the test set; a card of more is kept. With
+    `adopt` networks that the package brings, of the same recipe and training images, are not trained again. First seeds
+    come first. Several processes may share the work: each takes what no other is at, and at the end waits. On another
+    `device` than the CPU training is as good and not the same to the bit; the card says which it was.
     """
     usable(device)
     made: dict[str, dict[str, Any]] = {}
@@ -138,17 +157,17 @@ def _made(
     say: Say | None,
 ) -> dict[str, Any]:
     n = min(effort.images, len(test))
-    wanted = Wanted(recipe, trained.digest, how_measured(asked(effort), test.digest, n))
+    wanted = Wanted(recipe, trained.digest, asked(effort), test.digest, n)
     if adopt and (alone := _adopt(name, wanted, out)):
         return alone
     if not run_folder.finished(out, recipe):
         _train(name, recipe, trained, out, device, say)
     model, clock = load_model(out)[0].to(device), _clock(out)
     facts = {"model_digest": model_digest(model), "data_digest": trained.digest, "test_digest": test.digest}
-    facts |= {"how_measured": how_measured(planned(model, test, effort), test.digest, n)}
-    old = _card(out)
-    if all(old.get(name) == value for name, value in facts.items()):
+    old, plan = _card(out), planned(model, test, effort)
+    if all(old.get(name) == value for name, value in facts.items()) and measured_so(old, plan, test.digest, n):
         return old
+    facts |= {"how_measured": how_measured(plan, test.digest, n)}
     card = measured(model, test, effort, cells=out / "cells", say=say, name=name)
     card |= {"name": name, "recipe": asdict(recipe), "commit": clock["commit"], "train_seconds": clock["seconds"]}
     card |= {"device": clock["device"], "measured_on": device} | facts

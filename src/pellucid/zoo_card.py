@@ -111,6 +111,11 @@ def asked(effort: Effort, *, maps: bool = True) -> Plan:
     return plan + ([("ensemble", ENSEMBLE_EPS, effort.ensemble, False)] if effort.ensemble else [])
 
 
+def measured_so(card: Mapping[str, Any], plan: Plan, test_digest: str, n: int) -> bool:
+    """Whether a card is of this plan on the first `n` of these images, or on more."""
+    return card.get("n", 0) >= n and card.get("how_measured") == how_measured(plan, test_digest, card["n"])
+
+
 def how_measured(plan: Plan, test_digest: str, n: int) -> str:
     """A content hash of attacks with every option, images, and how a card is laid out."""
     attacks = [
@@ -149,11 +154,14 @@ class Wanted:
 
     recipe: Recipe
     data_digest: str
-    measured: str  # `how_measured`
+    plan: Plan
+    test_digest: str
+    n: int
 
     def is_of(self, card: Mapping[str, Any]) -> bool:
         """Whether it was trained so, on these images, and measured so. Settings unknown to it were at their default."""
         now = asdict(self.recipe)
         then = {name: getattr(Recipe(), name) for name in now} | card.get("recipe", {})
         same = json.dumps(then, sort_keys=True) == json.dumps(now, sort_keys=True)
-        return same and (card.get("data_digest"), card.get("how_measured")) == (self.data_digest, self.measured)
+        measured = measured_so(card, self.plan, self.test_digest, self.n)
+        return same and measured and card.get("data_digest") == self.data_digest

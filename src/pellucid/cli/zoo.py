@@ -57,10 +57,14 @@ def zoo(
         raise PellucidError(f"{'--fresh' if fresh else '--seeds'} says what is trained: add --build, or leave it out")
     wanted = _wanted(only, folder, build=build)
     if build and folder is not None:
-        with progress("the zoo", 1, quiet=json_) as advance:
+        order = [f"{name}@{seed}" if seed else name for seed in range(seeds) for name in wanted]
+        with progress("the zoo", len(order), quiet=json_) as advance:
 
             def say(what: str, done: int, whole: int) -> None:
-                advance(0, note=f"{what} {done}/{whole}", at=done / max(1, whole))
+                """Training and measuring are half a network each, as a guess."""
+                name, _, doing = what.partition(": ")
+                half = 0.5 * (doing == "measuring") + 0.5 * done / max(1, whole)
+                advance(0, note=f"{what} {done}/{whole}", at=order.index(name) + min(0.99, half))
 
             pretrained.build(wanted, folder, seeds=seeds, images=images, adopt=not fresh, device=device, say=say)
     cards = {name: card for name, card in pretrained.cards(folder).items() if name.partition("@")[0] in wanted}
