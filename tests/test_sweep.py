@@ -94,6 +94,33 @@ def test_finished_runs_are_kept_and_mistakes_named(tmp_path: Path) -> None:
         sweep(RECIPE, (1.0, 1.0), images, tmp_path / "other")
 
 
+def test_all_values_are_tried_before_one_is_trained(tmp_path: Path) -> None:
+    """A mistyped option, a value that is refused, a folder of another recipe: nothing is trained for it."""
+    images = load("digits", "train").select(range(200))
+    for objective, values, said in (
+        ("double_backprop(lem={})", [1.0], "no option 'lem'"),
+        ("double_backprop(lam={})", [1.0, -5.0], "lam"),
+    ):
+        with pytest.raises(PellucidError, match=said):
+            sweep(replace(RECIPE, objective=objective), values, images, tmp_path)
+    assert not list(tmp_path.rglob("*.safetensors"))
+    sweep(RECIPE, [2.0], images, tmp_path / "taken")
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "taken").rglob("*.safetensors")}
+    with pytest.raises(PellucidError, match="another recipe"):
+        sweep(replace(RECIPE, steps=21), [3.0, 2.0], images, tmp_path / "taken")
+    assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "taken").rglob("*.safetensors")}
+
+
+def test_a_sweep_that_goes_on_counts_what_is_finished(tmp_path: Path) -> None:
+    """So that the time left is of what is left."""
+    images = load("digits", "train").select(range(200))
+    sweep(RECIPE, [1.0], images, tmp_path)
+    said: list[tuple[str, int]] = []
+    sweep(RECIPE, [1.0, 2.0], images, tmp_path, say=lambda name: lambda step, _: said.append((name, step)))
+    assert said[:2] == [("baseline", 20), ("1", 20)]
+    assert [name for name, _ in said[2:]] == ["2"] * 20
+
+
 def test_trials_are_judged_on_the_baselines_examples_of_held_out_images(tmp_path: Path) -> None:
     """By hand: FGSM on the baseline, shown to each model; values that differ in the eighth digit are two runs."""
     images = load("digits", "train").select(range(300))

@@ -627,6 +627,11 @@ def test_mistakes_under_torchrun_are_said_once(tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode != 0
     assert done.stderr.count("no objective is called 'nonsense'") == 1
+    assert run(["train", "--steps", "2", "--quiet", "--out", str(tmp_path / "taken")]) == 0
+    command = [*launch, "train", "--steps", "2", "--out", str(tmp_path / "taken")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.stderr.count("already holds a training run") == 1
+    assert "barrier" not in done.stderr  # nobody waits for the one that stopped
 
 
 def test_what_cannot_be_written_is_named(tmp_path: Path) -> None:

@@ -388,6 +388,29 @@ def test_a_batch_of_more_images_than_there_are_is_told(tmp_path: Path, capsys: p
     assert "--batch-size 1200 is more than the 797 images to train on" in " ".join(capsys.readouterr().err.split())
 
 
+def test_a_schedule_that_ends_after_the_run_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A published ramp with fewer steps than published would train a standard network unsaid."""
+    for steps, end, said in (("3", "10", True), ("11", "10", False)):
+        attack = f"adversarial(attack=fgsm(ball=Linf(0.3)), eps=Ramp(0, 0.3, 0, {end}))"
+        command = ["train", "--data", "digits", "--quiet", "--objective", attack, "--steps", steps]
+        assert run([*command, "--out", str(tmp_path / steps)]) == 0
+        assert ("eps is 0.06 of 0.3" in capsys.readouterr().err) is said
+
+
+def test_what_was_finished_before_is_told_from_what_was_trained(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also where a model lies there and its checkpoint is lost: then it is trained anew."""
+    command = ["train", "--data", "digits", "--steps", "3", "--out", str(tmp_path / "a b")]
+    assert run(command) == 0
+    assert f"--model '{tmp_path / 'a b'}'" in " ".join(capsys.readouterr().err.split())  # can be pasted
+    assert run([*command, "--resume"]) == 0
+    assert "nothing was left to do" in capsys.readouterr().err
+    (tmp_path / "a b" / "checkpoint.safetensors").unlink()
+    assert run([*command, "--resume"]) == 0
+    assert "trained in" in capsys.readouterr().err
+
+
 def test_the_page_of_curves_shows_every_run(tmp_path: Path, digits: ImageSet) -> None:
     """One line per run and quantity, the last values in the table, unfinished runs too; none is an error."""
     recipe = replace(FULL, steps=6, accumulate=1, augment=(), objective="double_backprop(lam=1)")

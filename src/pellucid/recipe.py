@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -65,7 +66,7 @@ class Recipe:
         rules = {
             "steps": (self.steps >= 1, "at least 1"),
             "batch_size": (self.batch_size >= 1, "at least 1"),
-            "lr": (_usable(self.lr, self.decay), "above 0, or a schedule that is nowhere below 0"),
+            "lr": (_usable(self.lr, self.decay), "above 0 and finite, or a schedule that is nowhere below 0"),
             "decay": (self.decay in ("constant", "linear", "cosine"), "constant, linear or cosine"),
             "decay_share": (0 < self.decay_share <= 1, "above 0 and at most 1"),
             "ramp": (0 <= self.ramp <= 1, "between 0 and 1"),
@@ -116,7 +117,7 @@ def _schedule(spec: str) -> Schedule:
 
 def _usable(lr: float | str, decay: str) -> bool:
     if not isinstance(lr, str):
-        return lr > 0
+        return 0 < lr < math.inf
     if decay != "constant":
         raise PellucidError(f"lr {lr!r} says how it falls: leave out decay {decay!r}")
     schedule = _schedule(lr)

@@ -32,7 +32,10 @@ def locked(out: Path) -> Iterator[None]:
 
     The system drops the lock of a process that dies, however it dies: its `.lock` and `*.part` files are cleared away.
     """
-    out.mkdir(parents=True, exist_ok=True)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise PellucidError(f"{out} is a file, or lies in one: name a folder") from None
     descriptor = _lock(out / LOCK)
     try:
         _remove_leftovers(out)
@@ -83,12 +86,11 @@ def other_recipe(out: Path, recipe: Recipe) -> list[str] | None:
 
 def _changed(out: Path, facts: Mapping[str, Any], run: Mapping[str, Any]) -> list[str]:
     """Where the run that claimed `out` differs from this one."""
+    recipe = _read(out / RECIPE)
     try:
-        return differences({**facts, "recipe": _read(out / RECIPE)}, run)
-    except TypeError as error:
+        return differences({**facts, "recipe": recipe}, run)
+    except (TypeError, PellucidError) as error:
         raise PellucidError(f"{out / RECIPE} cannot be read ({error}): {REMEDY}") from None
-    except PellucidError as error:
-        raise PellucidError(f"{out / RECIPE}: {error}") from None
 
 
 def check_call(out: Path, call: Mapping[str, Any], *, grows: str = "", shared: bool = False) -> None:

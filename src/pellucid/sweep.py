@@ -16,7 +16,7 @@ from pellucid.models import load_model
 from pellucid.recipe import Recipe
 from pellucid.results import write_json
 from pellucid.stepping import Diverged
-from pellucid.training import Report, train
+from pellucid.training import Report, fits, train
 from pellucid.transfer import adversarial_set, judged
 from pellucid.types import Attack
 from pellucid.watch import held_out
@@ -65,6 +65,9 @@ def sweep(
     runs |= {
         _written(value): replace(recipe, objective=recipe.objective.replace(PLACE, _written(value))) for value in values
     }
+    for name, each in runs.items():
+        fits(each, images)
+        run_folder.finished(out / name, each)  # raises where the folder is another's
     diverged = _trained(runs, images, out, say)
     watched = held_out(recipe, images)[1]
     assert watched is not None
@@ -108,11 +111,14 @@ def _trained(
     """Train what is not finished; returns which diverged, and where."""
     diverged: dict[str, str] = {}
     for name, each in runs.items():
+        report = say(name) if say else None
         if run_folder.finished(out / name, each):
+            if report is not None:
+                report(each.steps, {})
             continue
         begun = (out / name / run_folder.RECIPE).is_file()
         try:
-            train(each, images, out / name, resume=begun, report=say(name) if say else None)
+            train(each, images, out / name, resume=begun, report=report)
         except Diverged as error:
             if name == "baseline":
                 raise

@@ -35,8 +35,10 @@ from pellucid.tracking import events
 from pellucid.types import Objective
 from pellucid.watch import Best, averaged, held_out
 from pellucid.weights import write_atomically
+from pellucid.worst import radius
 
 CHECKPOINT_SECONDS = 20.0
+NEARLY = 0.9  # of the ball's radius: what a run should have come to by its end
 
 Report = Callable[[int, dict[str, float]], None]
 
@@ -68,17 +70,16 @@ def train(
         objective = _taught(objective, recipe, images, out, resume=resume, device=device, report=report)
     with _own_global_generators(where, recipe.seed, crew):
         trained, watched = held_out(recipe, images)
-        _check_shares(objective, recipe, trained, crew)
-        state, architecture = _fresh(recipe, trained, where, crew)
-        state = state._replace(memory=_memory(objective, recipe, trained, where, crew))
-        _try(objective, state, trained, recipe)
+        state, architecture = _ready(objective, recipe, trained, where, crew)
         taught_by = registry.option(objective, "teacher")
         digest = model_digest(load_model(taught_by)[0]) if taught_by else ""
         run = identity(recipe, data_digest=images.digest, device=where.type, processes=crew.size, teacher=digest)
+        if crew.size > 1:  # every process sees what is wrong before one waits for another
+            run_folder.check(out, run, resume=resume)
+            crew.wait()
         with run_folder.locked(out) if crew.leads else nullcontext():
             if crew.leads:
                 run_folder.check(out, run, resume=resume)
-            crew.wait()
             attack = registry.parse(recipe.validate, "attacks") if recipe.validate else None
             course = Course(objective, trained, watched, recipe, out / run_folder.CHECKPOINT, attack)
             now = _run(course, state, out, run, resume, report)
@@ -92,12 +93,45 @@ def train(
     return network.eval()
 
 
+def fits(recipe: Recipe, images: ImageSet) -> None:
+    """Raise `PellucidError` where `train` would before its first step; an objective's teacher is not trained for it."""
+    objective = _ramped(registry.parse(recipe.objective, "objectives"), recipe)
+    if not _wants_teacher(objective):
+        with _own_global_generators(torch.device("cpu"), recipe.seed, Team()):
+            _ready(objective, recipe, held_out(recipe, images)[0], torch.device("cpu"), Team())
+
+
+def _ready(
+    objective: Objective, recipe: Recipe, images: ImageSet, device: torch.device, crew: Team
+) -> tuple[State, str]:
+    """The state before the first step, when all that can be seen to be wrong by then was looked for."""
+    _check_shares(objective, recipe, images, crew)
+    state, architecture = _fresh(recipe, images, device, crew)
+    state = state._replace(memory=_memory(objective, recipe, images, device, crew))
+    _try(objective, state, images, recipe)
+    return state, architecture
+
+
 def emulated(precision: str, device: str) -> str | None:
     """A warning where bf16 is slower than fp32: on x86 processors without AVX-512 software stands in for it."""
     has = torch.backends.cpu.get_cpu_capability()
     if precision != "bf16" or device != "cpu" or platform.machine() != "x86_64" or has.startswith("AVX512"):
         return None
     return f"this processor ({has}) has no bfloat16, and software is some ten times slower than fp32: --precision fp32"
+
+
+def short_of_radius(recipe: Recipe) -> str | None:
+    """A warning where a run ends before the radius that it trains at is the ball's."""
+    objective = _ramped(registry.parse(recipe.objective, "objectives"), recipe)
+    inner = registry.option(objective, "attack")
+    ball = registry.option(objective if inner is None else inner, "ball")
+    last = radius(objective, recipe.steps - 1)
+    if last is None or not isinstance(ball, Ball) or not isinstance(ball.eps, float | int) or last >= NEARLY * ball.eps:
+        return None
+    return (
+        f"at the last step, {recipe.steps}, eps is {last:g} of {ball.eps:g}: give more --steps, or an earlier end to "
+        f"{registry.describe(registry.option(objective, 'eps'))}"
+    )
 
 
 def _check_shares(objective: Objective, recipe: Recipe, images: ImageSet, crew: Team) -> None:

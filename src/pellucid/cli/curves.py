@@ -18,24 +18,20 @@ def curves(
     out: Annotated[Path, typer.Option(help="The page: one HTML file.")],
 ) -> None:
     """Draw training curves: losses, gradient norms, held-out accuracies, one line per run, finished or not."""
-    import json
-
     from pellucid.checkpoint import read_log
     from pellucid.cli.common import subject_name
     from pellucid.errors import PellucidError
     from pellucid.report.curves_page import curves_page
+    from pellucid.results import read_object
     from pellucid.weights import write_atomically
 
     if out.suffix.lower() not in (".html", ".htm") or out.is_dir():
         raise PellucidError(f"--out {out} must be the name of a page, such as curves.html")
     found = {}
     for folder in {each.resolve(): each for each in run}.values():  # each once
-        try:
-            recipe = json.loads((folder / "recipe.json").read_text())
-        except (OSError, ValueError):
-            raise PellucidError(
-                f"{folder} holds no training run: name a folder that `pellucid train --out` made"
-            ) from None
+        recipe = read_object(folder / "recipe.json", "name another run")
+        if not recipe:
+            raise PellucidError(f"{folder} holds no training run: name a folder that `pellucid train --out` made")
         name = subject_name(str(folder))
         if name in found:
             name = str(folder)

@@ -124,6 +124,7 @@ def _all_runs(
     recipe: "Recipe", runs: "dict[Path, Recipe]", *, resume: bool, device: str, quiet: bool, json_: bool
 ) -> None:
     """One after the other; of several resumed, those that have not begun begin."""
+    import shlex
     import time
 
     from pellucid.checkpoint import ending
@@ -133,7 +134,7 @@ def _all_runs(
     from pellucid.watch import held_out
 
     images, started = load(recipe.data, recipe.split), time.monotonic()
-    before = resume and all((where / "model.safetensors").exists() for where in runs)
+    taken: list[int] = []
     for where, each in runs.items():
         for warning in (
             _warnings(where, each, len(held_out(each, images)[0]), resume=resume, device=device) if leads() else []
@@ -143,7 +144,7 @@ def _all_runs(
         if resume and not begun and leads() and not (quiet or json_):
             err.print(f"{where} holds no run to go on with: it begins", markup=False, soft_wrap=True)
         with progress(f"training {where.name}", each.steps, quiet=json_ or quiet or not leads()) as advance:
-            run(each, images, where, resume=begun, device=device, report=_report(advance, each))
+            run(each, images, where, resume=begun, device=device, report=_report(advance, each, taken))
     models = [str(where / "model.safetensors") for where in runs]
     seconds = time.monotonic() - started
     ends = [ending(where, recipe) for where in runs] if leads() else []
@@ -151,23 +152,23 @@ def _all_runs(
         named = {"model": models[0]} if len(models) == 1 else {"models": models}
         print_json(named | {"steps": recipe.steps, "seconds": round(seconds, 1), "ended": ends})
     elif leads() and not quiet:
-        how = "finished before: nothing was left to do" if before else f"trained in {seconds:.0f} s"
+        how = f"trained in {seconds:.0f} s" if taken else "finished before: nothing was left to do"
         err.print(f"{', '.join(models)} {how}.", markup=False, soft_wrap=True)
         for where, end in zip(runs, ends, strict=True):
             err.print(f"{f'{where.name}: ' if len(runs) > 1 else ''}{_in_words(end)}", markup=False, soft_wrap=True)
-        named = " ".join(f"--model {where}" for where in runs)
+        named = " ".join(f"--model {shlex.quote(str(where))}" for where in runs)
         err.print(f"Next: pellucid audit {named} --data {recipe.data} --out audit", markup=False, soft_wrap=True)
 
 
 def _warnings(where: "Path", recipe: "Recipe", images: int, *, resume: bool, device: str) -> list[str]:
     """What a run will suffer from on this machine."""
     from pellucid.run_folder import other_threads
-    from pellucid.training import emulated
+    from pellucid.training import emulated, short_of_radius
 
     threads = other_threads(where) if resume and device == "cpu" else None
     large = f"--batch-size {recipe.batch_size} is more than the {images} images to train on: every step takes them all"
     few = large if recipe.batch_size > images else None
-    return [each for each in (emulated(recipe.precision, device), threads, few) if each]
+    return [each for each in (emulated(recipe.precision, device), threads, few, short_of_radius(recipe)) if each]
 
 
 def _in_words(end: "Mapping[str, Any]") -> str:
@@ -179,14 +180,18 @@ def _in_words(end: "Mapping[str, Any]") -> str:
     return f"Ended after {whole}{why}{kept}. {'There' if kept else 'At last'}: {figures}."
 
 
-def _report(advance: Any, recipe: "Recipe") -> Any:
-    """What stands beside the bar: the loss, the radius, images per second and the last score on held-out images."""
+def _report(advance: Any, recipe: "Recipe", taken: list[int]) -> Any:
+    """What stands beside the bar: the loss, the radius, images per second and the last score on held-out images.
+
+    `taken` is filled with the steps that are taken.
+    """
     import time
 
     first, started, score = None, 0.0, ""
 
     def report(step: int, entry: dict[str, float]) -> None:
         nonlocal first, started, score
+        taken.append(step)
         now = time.monotonic()
         if first is None:
             first, started = step, now
