@@ -28,7 +28,7 @@ from pellucid.zoo_card import AAI, PGD
 from pellucid.zoo_recipes import recipes
 
 GOALS = {"Int": (0.79, 0.913), "Adv": (0.89, 0.0)}
-STEPS = (500, 1000, 1500, 2000, 3000, 4000, 6000, 8000)
+STEPS = (500, 1000, 1500, 2000, 3000, 4000, 6000, 8000, 12_000, 16_000)
 
 
 def main() -> None:
