@@ -114,7 +114,7 @@ def build(
     usable(device)
     made: dict[str, dict[str, Any]] = {}
     data: dict[str, tuple[ImageSet, ImageSet]] = {}
-    wanted, passed_over = _asked(list(names), seeds), 0
+    wanted, passed_over = in_order(list(names), seeds), 0
     while wanted:
         full, recipe, seed = wanted.popleft()
         if recipe.data not in data:
@@ -134,7 +134,7 @@ def build(
     return {full: made[full] for full in sorted(made)}
 
 
-def _asked(names: list[str], seeds: int) -> deque[tuple[str, Recipe, int]]:
+def in_order(names: list[str], seeds: int) -> deque[tuple[str, Recipe, int]]:
     """Name, recipe and seed of every network, first seeds first."""
     known = recipes()
     for name in names:

@@ -16,7 +16,6 @@ import torch
 from torch import Tensor, nn
 
 from pellucid import registry, run_folder
-from pellucid.balls import Ball
 from pellucid.checkpoint import State, load_checkpoint, save_checkpoint
 from pellucid.contract import check_contract
 from pellucid.data import ImageSet
@@ -35,7 +34,7 @@ from pellucid.tracking import events
 from pellucid.types import Objective
 from pellucid.watch import Best, averaged, held_out
 from pellucid.weights import write_atomically
-from pellucid.worst import radius
+from pellucid.worst import ball_of, radius
 
 CHECKPOINT_SECONDS = 20.0
 NEARLY = 0.9  # of the ball's radius: what a run should have come to by its end
@@ -123,10 +122,8 @@ def emulated(precision: str, device: str) -> str | None:
 def short_of_radius(recipe: Recipe) -> str | None:
     """A warning where a run ends before the radius that it trains at is the ball's."""
     objective = _ramped(registry.parse(recipe.objective, "objectives"), recipe)
-    inner = registry.option(objective, "attack")
-    ball = registry.option(objective if inner is None else inner, "ball")
-    last = radius(objective, recipe.steps - 1)
-    if last is None or not isinstance(ball, Ball) or not isinstance(ball.eps, float | int) or last >= NEARLY * ball.eps:
+    ball, last = ball_of(objective), radius(objective, recipe.steps - 1)
+    if last is None or ball is None or not isinstance(ball.eps, float | int) or last >= NEARLY * ball.eps:
         return None
     return (
         f"at the last step, {recipe.steps}, eps is {last:g} of {ball.eps:g}: give more --steps, or an earlier end to "
@@ -344,10 +341,8 @@ def _save(state: State, run: Mapping[str, Any], now: Progress, checkpoint: Path,
 
 def _ramped(objective: Objective, recipe: Recipe) -> Objective:
     """The objective with its radius growing from 0 over the first share of the run, where it sets no `eps` itself."""
-    inner = registry.option(objective, "attack")
-    ball = registry.option(inner if inner is not None else objective, "ball")
-    last = round(recipe.ramp * recipe.steps)
-    if not isinstance(ball, Ball) or registry.option(objective, "eps") is not None or not last:
+    ball, last = ball_of(objective), round(recipe.ramp * recipe.steps)
+    if ball is None or registry.option(objective, "eps") is not None or not last:
         return objective
     ramped: Objective = partial(objective, **{"eps": Ramp(0.0, float(ball.eps), 0, last)})
     return ramped

@@ -83,11 +83,17 @@ def blocks_of_signs(x: Images, generator: Generator) -> Images:
     return (2 * signs.gather(2, cells) - 1).view_as(x).to(x.dtype)
 
 
-def radius(objective: Objective, step: int) -> float | None:
-    """The radius that an objective trains at in this step; None where it has no ball."""
+def ball_of(objective: Objective) -> Ball | None:
+    """The ball that an objective, or the attack in it, searches; None where it has none."""
     inner = registry.option(objective, "attack")
     ball = registry.option(objective if inner is None else inner, "ball")
-    if not isinstance(ball, Ball):
+    return ball if isinstance(ball, Ball) else None
+
+
+def radius(objective: Objective, step: int) -> float | None:
+    """The radius that an objective trains at in this step; None where it has no ball."""
+    ball = ball_of(objective)
+    if ball is None:
         return None
     size = resized(ball, registry.option(objective, "eps"), step).eps
     return float(size) if isinstance(size, float | int) else None

@@ -161,7 +161,7 @@ class Wanted:
     def is_of(self, card: Mapping[str, Any]) -> bool:
         """Whether it was trained so, on these images, and measured so. Settings unknown to it were at their default."""
         now = asdict(self.recipe)
-        then = {name: getattr(Recipe(), name) for name in now} | card.get("recipe", {})
+        then = asdict(Recipe()) | card.get("recipe", {})
         same = json.dumps(then, sort_keys=True) == json.dumps(now, sort_keys=True)
         measured = measured_so(card, self.plan, self.test_digest, self.n)
         return same and measured and card.get("data_digest") == self.data_digest

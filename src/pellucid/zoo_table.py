@@ -10,6 +10,7 @@ from pellucid.results import wilson
 from pellucid.zoo_card import AAI, ENSEMBLE, ENSEMBLE_EPS, EPS, PGD
 
 # Boopathy et al. 2020: paper, Tables 2, 3, A1 and A4; slides, Tables 1 and 3 (all at 0.4, and Int2).
+# A dash: not printed.
 _PRINTED = "clean", "pgd 0.1", "pgd 0.2", "pgd 0.3", "pgd 0.4", "tau 0.1", "tau 0.2", "tau 0.3", "tau 0.4"
 _ROWS = {
     "mnist/small/standard": "1.000 .045 .000 .000 .000 .797 .366 -.085 -",

@@ -131,14 +131,12 @@ def _all_runs(
     from pellucid.data import load
     from pellucid.parallel import leads
     from pellucid.training import train as run
-    from pellucid.watch import held_out
 
     images, started = load(recipe.data, recipe.split), time.monotonic()
     taken: list[int] = []
     for where, each in runs.items():
-        for warning in (
-            _warnings(where, each, len(held_out(each, images)[0]), resume=resume, device=device) if leads() else []
-        ):
+        many = len(images) - (each.held_out if each.watches else 0)
+        for warning in _warnings(where, each, many, resume=resume, device=device) if leads() else []:
             err.print(f"warning: {warning}", markup=False, soft_wrap=True)
         begun = resume and any((where / name).exists() for name in ("recipe.json", "checkpoint.safetensors"))
         if resume and not begun and leads() and not (quiet or json_):

@@ -57,7 +57,7 @@ def zoo(
         raise PellucidError(f"{'--fresh' if fresh else '--seeds'} says what is trained: add --build, or leave it out")
     wanted = _wanted(only, folder, build=build)
     if build and folder is not None:
-        order = [f"{name}@{seed}" if seed else name for seed in range(seeds) for name in wanted]
+        order = [name for name, *_ in pretrained.in_order(wanted, seeds)]
         with progress("the zoo", len(order), quiet=json_) as advance:
 
             def say(what: str, done: int, whole: int) -> None:
