@@ -422,6 +422,7 @@ def test_the_page_of_curves_shows_every_run(tmp_path: Path, digits: ImageSet) ->
     assert run(["curves", *runs, "--out", str(page)]) == 0
     text = page.read_text()
     assert "a&lt;b" in text
+    assert all(f">{step}</text>" in text for step in (0, 2, 4, 6))  # round steps, evenly
     assert "a<b" not in text
     assert text.count("<svg") >= 4
     last = curve(tmp_path / "a<b", "validation_accuracy")[-1]

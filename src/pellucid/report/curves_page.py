@@ -93,7 +93,10 @@ def _figure(logs: Mapping[str, Log], key: str, title: str, label: str, kind: str
         if found[name]
     ]
     ticks = _ticks(min(values), max(values), kind)
-    return figures.curves(lines, title=title, x_label="step", y_label=label, y_ticks=ticks)
+    last = max(step for series in found.values() for step, _ in series)
+    whole = [round(at) for at, _ in _ticks(0, last, "linear") if at <= last and at == round(at)]
+    steps = [(at, words.count(at)) for at in whole]
+    return figures.curves(lines, title=title, x_label="step", y_label=label, y_ticks=ticks, x_ticks=steps)
 
 
 def _points(name: str, series: Sequence[tuple[float, float]], kind: str) -> list[figures.Point]:
